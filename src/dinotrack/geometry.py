@@ -1,0 +1,118 @@
+"""The coordinate convention (method §0) and every conversion to and from it.
+
+A position is raster (x, y): origin at the top-left corner of the top-left pixel, that pixel's centre at (0.5, 0.5), the
+bottom-right corner of a frame at (W, H). Only this module knows of half pixels, `grid_sample` and aligned corners.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from dinotrack.errors import DinotrackError
+from dinotrack.structs import Grid
+
+REFERENCE_LONG_SIDE = 854
+"""The papers' constants in pixels (R, γ, γ_of, γ_lng, NMS boxes) hold at this long side (method §0)."""
+
+
+def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[int, int]:
+    """(W, H) at which a video is processed: aspect kept, long side `resolution`, both sides multiples of `stride` (§0).
+
+    Raises:
+        DinotrackError: when the short side would not hold a single stride.
+    """
+    scale = resolution / max(size)
+    width, height = (int(side * scale + 1e-6) // stride * stride for side in size)
+    if not width or not height:
+        raise DinotrackError(f"a {size[0]}x{size[1]} video at resolution={resolution} has no room for stride {stride}; raise resolution")
+    return width, height
+
+
+def constant_scale(size: tuple[int, int]) -> float:
+    """What the papers' pixel constants are multiplied with at working size (W, H) (§0, `scale_constants`)."""
+    return max(size) / REFERENCE_LONG_SIDE
+
+
+def resize_frames(frames: UInt8[Tensor, "t 3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "t 3 h2 w2"]:
+    """Frames at (W, H) by PIL's Lanczos filter in 8 bit, as published (§0)."""
+    if (frames.shape[3], frames.shape[2]) == size:
+        return frames
+    resized = [
+        np.asarray(Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy(force=True)).resize(size, Image.Resampling.LANCZOS))
+        for frame in frames
+    ]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous().to(frames.device)
+
+
+def rescale(xy: Float[Tensor, "*n 2"], source: tuple[int, int], target: tuple[int, int]) -> Float[Tensor, "*n 2"]:
+    """Raster positions of frames of (W, H) `source` in frames of `target`."""
+    return xy * xy.new_tensor([target[0] / source[0], target[1] / source[1]])
+
+
+def centres(height: int, width: int, grid: Grid, device: torch.device | str = "cpu") -> Float[Tensor, "cells 2"]:
+    """Raster positions of the cells of a map, row by row."""
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return torch.stack([x, y], -1).reshape(-1, 2) * grid.stride + grid.offset
+
+
+def to_index(xy: Float[Tensor, "*n 2"], grid: Grid) -> Float[Tensor, "*n 2"]:
+    """Fractional (column, row) of raster positions in a map on `grid`."""
+    return (xy - grid.offset) / grid.stride
+
+
+def nearest_cell(xy: Float[Tensor, "*n 2"], grid: Grid, height: int, width: int) -> Int[Tensor, "*n"]:
+    """Row-by-row number of the cell whose centre is nearest."""
+    column, row = to_index(xy, grid).round().long().unbind(-1)
+    return row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+
+
+def inside(xy: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Bool[Tensor, "*n"]:
+    """Whether positions lie on a frame of (W, H); its right and bottom edges do not belong to it."""
+    x, y = xy.unbind(-1)
+    return (x >= 0) & (y >= 0) & (x < size[0]) & (y < size[1])
+
+
+def sample(
+    maps: Float[Tensor, "t c h w"], frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"], grid: Grid
+) -> Float[Tensor, "n c"]:
+    """Bilinear samples of map `frame` at raster positions, in float32; clamped to the outermost cell centres (§0)."""
+    height, width = maps.shape[-2:]
+    limit = xy.new_tensor([width - 1, height - 1])
+    index = torch.minimum(to_index(xy, grid).clamp(min=0), limit)
+    low = torch.minimum(index.floor(), (limit - 1).clamp(min=0))
+    x0, y0 = low.long().unbind(-1)
+    x1, y1 = (x0 + 1).clamp(max=width - 1), (y0 + 1).clamp(max=height - 1)
+    fx, fy = (index - low).unsqueeze(1).unbind(-1)
+    top = torch.lerp(maps[frame, :, y0, x0].float(), maps[frame, :, y0, x1].float(), fx.float())
+    bottom = torch.lerp(maps[frame, :, y1, x0].float(), maps[frame, :, y1, x1].float(), fx.float())
+    return torch.lerp(top, bottom, fy.float())
+
+
+def resample(maps: Float[Tensor, "t c h w"], source: Grid, target: Grid, height: int, width: int) -> Float[Tensor, "t c h2 w2"]:
+    """Maps on grid `source` sampled bilinearly, clamped at the border, at the cells of an h×w map on grid `target`."""
+    index = to_index(centres(height, width, target, maps.device), source)
+    extent = index.new_tensor([max(maps.shape[-1] - 1, 1), max(maps.shape[-2] - 1, 1)])
+    points = (2 * index / extent - 1).reshape(1, height, width, 2).expand(len(maps), -1, -1, -1)
+    return F.grid_sample(maps, points.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def look_up(masks: Bool[Tensor, "t h w"], frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"], size: tuple[int, int]) -> Bool[Tensor, " n"]:
+    """Value of mask `frame` at raster positions of frames of (W, H) `size`; the masks may have another size."""
+    height, width = masks.shape[-2:]
+    x, y = rescale(xy, size, (width, height)).floor().long().unbind(-1)
+    return masks[frame, y.clamp(0, height - 1), x.clamp(0, width - 1)]
+
+
+def normalise(xy: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
+    """Positions in the losses' units: 2x / (W - 1) - 1, 2y / (H - 1) - 1, as the published code has it (§0)."""
+    return 2 * xy / xy.new_tensor([size[0] - 1, size[1] - 1]) - 1
+
+
+def window(radius: float, stride: float) -> int:
+    """Half side, in cells, of the square window that holds a disc of `radius` pixels around a cell."""
+    return math.floor(radius / stride)

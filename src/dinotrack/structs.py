@@ -1,0 +1,279 @@
+"""The frozen structs of tensors that pass between modules: nothing else does.
+
+Positions are raster (x, y): the top-left corner of the top-left pixel is (0, 0), its centre (0.5, 0.5). Empty is length 0,
+never None. Sizes are (W, H) pixels.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dinotrack.errors import DinotrackError
+
+S = TypeVar("S", bound="TensorStruct")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it; a failure leaves neither file behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    except OSError as error:
+        raise DinotrackError(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from error
+    except SafetensorError as error:
+        raise DinotrackError(f"cannot write {path}: {error}; free space or choose another folder") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+class TensorStruct:
+    """Base of the structs: move them, save and load them as safetensors (plain fields travel as JSON metadata)."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def to(self: S, device: torch.device | str) -> S:
+        """The same struct with every tensor on `device`."""
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, to a temporary name first.
+
+        Raises:
+            DinotrackError: when the file cannot be written; nothing half-written stays.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {k: v.contiguous().cpu() for k, v in values.items() if isinstance(v, Tensor)}
+        plain = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        write_atomically(Path(path), lambda name: save_file(tensors, name, metadata={"plain": json.dumps(plain)}))
+
+    @classmethod
+    def load(cls: type[S], path: str | os.PathLike[str]) -> S:
+        """Read what `save` wrote.
+
+        Raises:
+            DinotrackError: when the file is no safetensors file or not of this struct.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                plain = json.loads(file.metadata()["plain"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            plain = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+            return cls(**tensors, **plain)
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise DinotrackError(f"{path} is not a readable {cls.__name__} file ({error}); delete it to build it again") from error
+
+
+@dataclass(frozen=True)
+class Video(TensorStruct):
+    """Frames as loaded, uint8 RGB, with optional foreground masks (length 0 when there are none)."""
+
+    frames: UInt8[Tensor, "t 3 h w"]
+    fps: float = 25.0
+    masks: Bool[Tensor, "m h w"] = torch.zeros(0, 1, 1, dtype=torch.bool)
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        count, _, height, width = self.frames.shape
+        if count < 2:
+            raise DinotrackError(f"{self.path or 'the video'} has {count} frame(s); tracking needs at least 2")
+        if len(self.masks) == 0:
+            object.__setattr__(self, "masks", torch.zeros(0, height, width, dtype=torch.bool))
+        elif self.masks.shape != (count, height, width):
+            raise DinotrackError(
+                f"masks are {tuple(self.masks.shape)}, the video needs {(count, height, width)}: one of its size per frame"
+            )
+        if not self.fps > 0:
+            object.__setattr__(self, "fps", 25.0)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: slice) -> "Video":
+        return replace(self, frames=self.frames[index], masks=self.masks[index])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(W, H) in pixels."""
+        return self.frames.shape[3], self.frames.shape[2]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of shape and pixels; masks, frame rate and path do not count."""
+        digest = hashlib.sha256(str(tuple(self.frames.shape)).encode())
+        for frame in self.frames:
+            digest.update(frame.contiguous().numpy(force=True).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the cells of a map look: cell (i, j) at raster (offset + stride * j, offset + stride * i)."""
+
+    stride: float
+    offset: float
+
+
+PIXELS = Grid(stride=1.0, offset=0.5)
+"""The grid of an image: pixel j has its centre at j + 0.5."""
+
+
+@dataclass(frozen=True)
+class FeatureMap(TensorStruct):
+    """Features of a whole video on a regular grid at working resolution, in half precision."""
+
+    values: Float[Tensor, "t c h w"]
+    stride: float
+    offset: float
+    size: tuple[int, int]
+    """(W, H) of the working frames in pixels; positions below are raster positions in them."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.stride, self.offset)
+
+
+@dataclass(frozen=True)
+class Tracklets(TensorStruct):
+    """Chains of optical flow (method §3): each a run of consecutive frames, stored ragged, at working resolution."""
+
+    start: Int[Tensor, " n"]
+    """First frame."""
+    length: Int[Tensor, " n"]
+    """Frames that the drift check confirms; these supervise."""
+    chained: Int[Tensor, " n"]
+    """Frames before the drift check, at least `length`; these filter best buddies."""
+    xy: Float[Tensor, "p 2"]
+    """Positions of all chains one after the other, `chained` of each."""
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @cached_property
+    def offset(self) -> Int[Tensor, " n"]:
+        """Row of each chain's first position in `xy`."""
+        return self.chained.cumsum(0) - self.chained
+
+    def at(self, index: Int[Tensor, " k"], frame: Int[Tensor, " k"]) -> Float[Tensor, "k 2"]:
+        """Positions of chains `index` at `frame`, which must lie on them."""
+        return self.xy[self.offset[index] + frame - self.start[index]]
+
+
+@dataclass(frozen=True)
+class Pairs(TensorStruct):
+    """Correspondences: `source_xy` in frame `source` is `target_xy` in frame `target`, trusted by `weight`."""
+
+    source: Int[Tensor, " n"]
+    target: Int[Tensor, " n"]
+    source_xy: Float[Tensor, "n 2"]
+    target_xy: Float[Tensor, "n 2"]
+    weight: Float[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> "Pairs":
+        return Pairs(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def flip(self) -> "Pairs":
+        """The same correspondences read from target to source."""
+        return Pairs(self.target, self.source, self.target_xy, self.source_xy, self.weight)
+
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu") -> "Pairs":
+        index = torch.zeros(0, dtype=torch.long, device=device)
+        xy = torch.zeros(0, 2, device=device)
+        return cls(index, index, xy, xy, torch.zeros(0, device=device))
+
+    @classmethod
+    def cat(cls, parts: "list[Pairs]", device: torch.device | str = "cpu") -> "Pairs":
+        """One after the other; of no parts, the empty one on `device`."""
+        if not parts:
+            return cls.empty(device)
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+
+@dataclass(frozen=True)
+class PairTable(TensorStruct):
+    """Pairs sorted by (source frame, target frame, foreground): a slice is two look-ups, a sample is one gather."""
+
+    source: Int[Tensor, " n"]
+    target: Int[Tensor, " n"]
+    source_xy: Float[Tensor, "n 2"]
+    target_xy: Float[Tensor, "n 2"]
+    weight: Float[Tensor, " n"]
+    foreground: Bool[Tensor, " n"]
+    """Whether the source lies on the foreground."""
+    frames: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @classmethod
+    def build(cls, pairs: Pairs, foreground: Bool[Tensor, " n"], frames: int) -> "PairTable":
+        """Sort `pairs` of a video of `frames` frames into a table."""
+        order = ((pairs.source * frames + pairs.target) * 2 + foreground).argsort(stable=True)
+        chosen = pairs[order]
+        columns = {f.name: getattr(chosen, f.name) for f in fields(Pairs)}
+        return cls(**columns, foreground=foreground[order], frames=frames)
+
+    @classmethod
+    def empty(cls, frames: int) -> "PairTable":
+        """No pairs yet."""
+        return cls.build(Pairs.empty(), torch.zeros(0, dtype=torch.bool), frames)
+
+    @property
+    def pairs(self) -> Pairs:
+        return Pairs(self.source, self.target, self.source_xy, self.target_xy, self.weight)
+
+    @cached_property
+    def offsets(self) -> Int[Tensor, " m"]:
+        """CSR offsets over (source, target, foreground), on the CPU so that slicing waits for no device."""
+        key = (self.source * self.frames + self.target) * 2 + self.foreground
+        counts = torch.bincount(key.cpu(), minlength=2 * self.frames**2)
+        return torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+
+    def between(self, source: int, target: int, foreground: bool) -> slice:
+        """Rows from frame `source` to frame `target` on the foreground or the background."""
+        key = (source * self.frames + target) * 2 + foreground
+        return slice(int(self.offsets[key]), int(self.offsets[key + 1]))
+
+
+@dataclass(frozen=True)
+class Tracks(TensorStruct):
+    """What a tracker says of its queries, in the pixels of the video as loaded."""
+
+    queries: Float[Tensor, "n 3"]
+    """(t, x, y) rows."""
+    xy: Float[Tensor, "n t 2"]
+    visible: Bool[Tensor, "n t"]
+    confidence: Float[Tensor, "n t"]
+    """In [0, 1]."""
+    size: tuple[int, int]
+    fps: float
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, index: Any) -> "Tracks":
+        parts = {name: getattr(self, name)[index] for name in ("queries", "xy", "visible", "confidence")}
+        return replace(self, **parts)
