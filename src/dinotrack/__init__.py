@@ -1,3 +1,46 @@
-"""Track any point through a video, trained at test time on that one video."""
+"""Track any point through a video, trained at test time on that one video.
+
+video = dinotrack.load_video("clip.mp4")
+tracker = dinotrack.fit(video)
+tracks = tracker.track(queries)  # (t, x, y) rows
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dinotrack.data import open_video
+from dinotrack.data.video import load_video, save_video
+from dinotrack.errors import DinotrackError
+from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
+from dinotrack.structs import Tracks, Video
+
+if TYPE_CHECKING:
+    from dinotrack.training.fit import fit
 
 __version__ = "0.1.0"
+__all__ = ["DinoTracker", "DinotrackError", "Tracks", "Video", "fit", "load_tracker", "load_video", "save_video"]
+
+
+def load_tracker(path: str | Path, video: Video | None = None, **options: Any) -> DinoTracker:
+    """The tracker of a checkpoint; without `video` the one that it names is read again.
+
+    Options are those of `load_dino_tracker`: `backbone`, `cache`, `device`, `memory`, `progress`.
+
+    Raises:
+        DinotrackError: for an unreadable checkpoint, or another video than it was fitted to.
+    """
+    if video is None:
+        where = read_checkpoint(path)["dinotrack"]["video"]["path"]
+        if not where:
+            raise DinotrackError(f"{path} was fitted to a video without a path; pass it as video")
+        video = open_video(where)
+    return load_dino_tracker(path, video, **options)
+
+
+def __getattr__(name: str) -> Any:
+    """`dinotrack.fit` is imported on first use, because it needs Lightning and Hydra."""
+    if name == "fit":
+        from dinotrack.training.fit import fit
+
+        return fit
+    raise AttributeError(f"module 'dinotrack' has no attribute {name!r}")

@@ -29,7 +29,9 @@ def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[i
     scale = resolution / max(size)
     width, height = (int(side * scale + 1e-6) // stride * stride for side in size)
     if not width or not height:
-        raise DinotrackError(f"a {size[0]}x{size[1]} video at resolution={resolution} has no room for stride {stride}; raise resolution")
+        raise DinotrackError(
+            f"a {size[0]}x{size[1]} video at resolution={resolution} has no room for stride {stride}; raise resolution"
+        )
     return width, height
 
 
@@ -43,7 +45,11 @@ def resize_frames(frames: UInt8[Tensor, "t 3 h w"], size: tuple[int, int]) -> UI
     if (frames.shape[3], frames.shape[2]) == size:
         return frames
     resized = [
-        np.asarray(Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy(force=True)).resize(size, Image.Resampling.LANCZOS))
+        np.asarray(
+            Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy(force=True)).resize(
+                size, Image.Resampling.LANCZOS
+            )
+        )
         for frame in frames
     ]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous().to(frames.device)
@@ -77,23 +83,35 @@ def inside(xy: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Bool[Tensor, "*n
     return (x >= 0) & (y >= 0) & (x < size[0]) & (y < size[1])
 
 
+def corners(
+    xy: Float[Tensor, "n 2"], grid: Grid, height: int, width: int
+) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 4"]]:
+    """Row-by-row numbers of the four cells around raster positions, and their bilinear weights.
+
+    Positions are clamped to the outermost cell centres (§0).
+    """
+    limit = xy.new_tensor([width - 1, height - 1])
+    index = torch.minimum(to_index(xy, grid).clamp(min=0), limit)
+    low = torch.minimum(index.floor(), (limit - 1).clamp(min=0))
+    (fx, fy), (x, y) = (index - low).unbind(1), low.long().unbind(1)
+    right, below = (x + 1).clamp(max=width - 1) - x, ((y + 1).clamp(max=height - 1) - y) * width
+    first = y * width + x
+    cells = torch.stack([first, first + right, first + below, first + below + right], 1)
+    return cells, torch.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], 1)
+
+
 def sample(
     maps: Float[Tensor, "t c h w"], frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"], grid: Grid
 ) -> Float[Tensor, "n c"]:
     """Bilinear samples of map `frame` at raster positions, in float32; clamped to the outermost cell centres (§0)."""
-    height, width = maps.shape[-2:]
-    limit = xy.new_tensor([width - 1, height - 1])
-    index = torch.minimum(to_index(xy, grid).clamp(min=0), limit)
-    low = torch.minimum(index.floor(), (limit - 1).clamp(min=0))
-    x0, y0 = low.long().unbind(-1)
-    x1, y1 = (x0 + 1).clamp(max=width - 1), (y0 + 1).clamp(max=height - 1)
-    fx, fy = (index - low).unsqueeze(1).unbind(-1)
-    top = torch.lerp(maps[frame, :, y0, x0].float(), maps[frame, :, y0, x1].float(), fx.float())
-    bottom = torch.lerp(maps[frame, :, y1, x0].float(), maps[frame, :, y1, x1].float(), fx.float())
-    return torch.lerp(top, bottom, fy.float())
+    cells, weights = corners(xy, grid, *maps.shape[2:])
+    values = maps.flatten(2)[frame[:, None], :, cells].float()
+    return torch.einsum("nk,nkc->nc", weights.float(), values)
 
 
-def resample(maps: Float[Tensor, "t c h w"], source: Grid, target: Grid, height: int, width: int) -> Float[Tensor, "t c h2 w2"]:
+def resample(
+    maps: Float[Tensor, "t c h w"], source: Grid, target: Grid, height: int, width: int
+) -> Float[Tensor, "t c h2 w2"]:
     """Maps on grid `source` sampled bilinearly, clamped at the border, at the cells of an h×w map on grid `target`."""
     index = to_index(centres(height, width, target, maps.device), source)
     extent = index.new_tensor([max(maps.shape[-1] - 1, 1), max(maps.shape[-2] - 1, 1)])
@@ -101,7 +119,9 @@ def resample(maps: Float[Tensor, "t c h w"], source: Grid, target: Grid, height:
     return F.grid_sample(maps, points.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def look_up(masks: Bool[Tensor, "t h w"], frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"], size: tuple[int, int]) -> Bool[Tensor, " n"]:
+def look_up(
+    masks: Bool[Tensor, "t h w"], frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"], size: tuple[int, int]
+) -> Bool[Tensor, " n"]:
     """Value of mask `frame` at raster positions of frames of (W, H) `size`; the masks may have another size."""
     height, width = masks.shape[-2:]
     x, y = rescale(xy, size, (width, height)).floor().long().unbind(-1)

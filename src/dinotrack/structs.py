@@ -7,9 +7,10 @@ never None. Sizes are (W, H) pixels.
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -27,18 +28,17 @@ S = TypeVar("S", bound="TensorStruct")
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it; a failure leaves neither file behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
-        write(Path(name))
-        os.replace(name, path)
-    except OSError as error:
-        raise DinotrackError(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from error
-    except SafetensorError as error:
-        raise DinotrackError(f"cannot write {path}: {error}; free space or choose another folder") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DinotrackError(f"cannot write {path}: {reason}; free space or choose another folder") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class TensorStruct:
@@ -47,8 +47,9 @@ class TensorStruct:
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def to(self: S, device: torch.device | str) -> S:
-        """The same struct with every tensor on `device`."""
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        """The same struct with every tensor, also of structs in it, on `device`."""
+        movable = (Tensor, TensorStruct)
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), movable)}
         return replace(self, **moved)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -76,7 +77,9 @@ class TensorStruct:
             plain = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
             return cls(**tensors, **plain)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise DinotrackError(f"{path} is not a readable {cls.__name__} file ({error}); delete it to build it again") from error
+            raise DinotrackError(
+                f"{path} is not a readable {cls.__name__} file ({error}); delete it to build it again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Video(TensorStruct):
 
     frames: UInt8[Tensor, "t 3 h w"]
     fps: float = 25.0
-    masks: Bool[Tensor, "m h w"] = torch.zeros(0, 1, 1, dtype=torch.bool)
+    masks: Bool[Tensor, "m h w"] = field(default_factory=lambda: torch.zeros(0, 1, 1, dtype=torch.bool))
     path: str = ""
 
     def __post_init__(self) -> None:
@@ -96,7 +99,7 @@ class Video(TensorStruct):
             object.__setattr__(self, "masks", torch.zeros(0, height, width, dtype=torch.bool))
         elif self.masks.shape != (count, height, width):
             raise DinotrackError(
-                f"masks are {tuple(self.masks.shape)}, the video needs {(count, height, width)}: one of its size per frame"
+                f"masks are {tuple(self.masks.shape)}, the video needs {(count, height, width)}: one per frame, of its size"
             )
         if not self.fps > 0:
             object.__setattr__(self, "fps", 25.0)

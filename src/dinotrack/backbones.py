@@ -1,0 +1,271 @@
+"""Frozen features of frames, Φ_DINO of Eq. 1 (method §1): ViTs at any stride, layer and facet, and weightless SIFT."""
+
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from kornia.feature import DenseSIFTDescriptor
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from dinotrack.errors import DinotrackError
+from dinotrack.progress import Progress, silent
+from dinotrack.structs import FeatureMap, Grid
+from dinotrack.vits import build_vit, vit_skeleton
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey frame (ITU-R BT.601)."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Images in, a map of frozen features out."""
+
+    channels: int
+    stride: int
+    grid: Grid
+    """Where the tokens look: (i, j) at raster (offset + stride * j, offset + stride * i)."""
+    settings: dict[str, Any]
+    """Plain values from which `build_backbone` makes the same backbone again; part of every cache key."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Features of images in [0, 1], in float32 and without gradient."""
+        ...
+
+    def to(self, device: torch.device | str) -> "Backbone": ...
+
+    def final(self) -> "Backbone":
+        """The backbone of last-layer tokens at the same stride, for saliency masks (§3)."""
+        ...
+
+
+class DenseSift:
+    """Dense SIFT descriptors (kornia) of grey frames: no weights, for tests, small machines and baselines.
+
+    kornia pads the maps of pooled bins by a whole number of pixels; the padding chosen here puts the first token as near
+    to stride / 2 as it goes, from below, so that the tokens cover the frame: H // stride rows of them where H is a
+    multiple of the stride. `scale` multiplies the unit-norm descriptor; the default gives the channels an RMS of 1.
+
+    Raises:
+        DinotrackError: when stride or spatial_bin_size is not a positive whole number.
+    """
+
+    channels = 128
+
+    def __init__(
+        self, stride: int = 7, spatial_bin_size: int = 4, scale: float = math.sqrt(channels), rootsift: bool = True
+    ) -> None:
+        if stride < 1 or spatial_bin_size < 1:
+            raise DinotrackError(
+                f"stride={stride}, spatial_bin_size={spatial_bin_size}: dense SIFT needs both at least 1"
+            )
+        self.stride = stride
+        self.scale = scale
+        self.centre = unpadded_centre(spatial_bin_size)
+        padding = max(0, math.ceil(self.centre - stride / 2))
+        self.grid = Grid(stride=float(stride), offset=self.centre - padding)
+        self.descriptor = DenseSIFTDescriptor(
+            spatial_bin_size=spatial_bin_size, rootsift=rootsift, stride=stride, padding=padding
+        ).eval()
+        self.settings: dict[str, Any] = {
+            "kind": "dense_sift",
+            "stride": stride,
+            "spatial_bin_size": spatial_bin_size,
+            "scale": scale,
+            "rootsift": rootsift,
+        }
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Descriptors of images in [0, 1].
+
+        Raises:
+            DinotrackError: when the images have no room for one token.
+        """
+        height, width = images.shape[-2:]
+        if min(height, width) < 2 * self.grid.offset:
+            raise DinotrackError(
+                f"a {width}x{height} frame has no room for SIFT at stride {self.stride}; raise resolution"
+            )
+        grey = torch.einsum("bchw,c->bhw", images.float(), images.new_tensor(LUMA, dtype=torch.float32))
+        return self.descriptor(grey.unsqueeze(1)) * self.scale
+
+    def to(self, device: torch.device | str) -> "DenseSift":
+        """Move to `device`, in place."""
+        self.descriptor.to(device)
+        return self
+
+    def final(self) -> "DenseSift":
+        """SIFT has one layer."""
+        return self
+
+
+def unpadded_centre(spatial_bin_size: int, spatial_bins: int = 4) -> float:
+    """Raster position at which kornia's first dense descriptor looks without padding.
+
+    Its bins' centres are spatial_bin_size apart, the first one at 1/2 of a pixel for odd bins; an even bin's pooling
+    window reaches half a pixel further to the left than to the right.
+    """
+    return (spatial_bins - 1) * spatial_bin_size / 2 + (0.5 if spatial_bin_size % 2 else 0.0)
+
+
+FACETS = ("token", "query", "key", "value")
+
+
+class VitBackbone:
+    """Tokens of one block of a frozen ViT at any stride, Φ_DINO of Eq. 1 (§1): DINOv2 with or without registers, by timm.
+
+    `layer` counts from 1 and is read before the final norm; `facet` is the block's output or what its attention makes of
+    its input, all heads concatenated. Later blocks are not kept. Weights: those of the file `checkpoint` (timm's names or
+    Meta's), else with `pretrained` timm's download, else random ones by `seed`.
+
+    Raises:
+        DinotrackError: when model, layer, facet or stride do not exist, or the weights cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str = "vit_large_patch14_dinov2.lvd142m",
+        layer: int = 16,
+        facet: str = "token",
+        stride: int = 7,
+        checkpoint: str | None = None,
+        pretrained: bool = True,
+        seed: int = 0,
+    ) -> None:
+        skeleton = vit_skeleton(model)
+        self.depth = len(skeleton.blocks)
+        if not 1 <= layer <= self.depth:
+            raise DinotrackError(f"layer={layer}: {model} has layers 1 to {self.depth}")
+        if facet not in FACETS:
+            raise DinotrackError(f"facet {facet!r} is unknown; choose one of {', '.join(FACETS)}")
+        if stride < 1:
+            raise DinotrackError(f"stride={stride}: expected at least 1 pixel")
+        self.vit, weights = build_vit(skeleton, model, checkpoint, pretrained, seed)
+        self.vit.blocks = self.vit.blocks[:layer]
+        self.vit.eval().requires_grad_(False)
+        self.vit.patch_embed.proj.stride = (stride, stride)
+        self.facet = facet
+        self.patch = self.vit.patch_embed.patch_size[0]
+        self.channels: int = self.vit.embed_dim
+        self.stride = stride
+        self.grid = Grid(stride=float(stride), offset=self.patch / 2)
+        self.settings: dict[str, Any] = {
+            "kind": "vit",
+            "model": model,
+            "layer": layer,
+            "facet": facet,
+            "stride": stride,
+            "checkpoint": checkpoint,
+            "pretrained": pretrained,
+            "seed": seed,
+            "weights": weights,
+        }
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Tokens of images in [0, 1], without class and register tokens.
+
+        Raises:
+            DinotrackError: when the images are smaller than one patch.
+        """
+        height, width = images.shape[-2:]
+        if min(height, width) < self.patch:
+            raise DinotrackError(
+                f"a {width}x{height} frame is smaller than the ViT's patch of {self.patch} px; raise resolution"
+            )
+        tokens, (rows, columns) = self._embed(images)
+        *earlier, last = self.vit.blocks
+        for block in earlier:
+            tokens = block(tokens)
+        tokens = self._read(last, tokens)[:, self.vit.num_prefix_tokens :]
+        return tokens.transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
+
+    def _embed(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b n c"], tuple[int, int]]:
+        """What enters the first block, prefix tokens first, and the rows and columns of the patch tokens."""
+        vit, positions = self.vit, self.vit.pos_embed
+        assert positions is not None  # vit_skeleton saw to it
+        mean, std = (
+            images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
+        patches = vit.patch_embed.proj((images - mean) / std)
+        rows, columns = patches.shape[-2:]
+        patches = vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        prefix = torch.cat([token for token in (vit.cls_token, vit.reg_token) if token is not None], 1)
+        spare = positions.shape[1] - math.prod(vit.patch_embed.grid_size)
+        prefix = torch.cat([prefix[:, :spare] + positions[:, :spare], prefix[:, spare:]], 1)
+        patches = patches + resize_positions(positions[:, spare:], vit.patch_embed.grid_size, rows, columns)
+        return vit.norm_pre(torch.cat([prefix.expand(len(images), -1, -1), patches], 1)), (rows, columns)
+
+    def _read(self, block: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """The facet of the last block."""
+        if self.facet == "token":
+            return block(tokens)
+        return block.attn.qkv(block.norm1(tokens)).chunk(3, -1)[FACETS.index(self.facet) - 1]
+
+    def to(self, device: torch.device | str) -> "VitBackbone":
+        """Move to `device`, in place."""
+        self.vit.to(device)
+        return self
+
+    def final(self) -> Backbone:
+        """The same ViT's last block, loaded again because this one dropped it."""
+        if (self.settings["layer"], self.facet) == (self.depth, "token"):
+            return self
+        device = self.vit.patch_embed.proj.weight.device
+        return build_backbone({**self.settings, "layer": self.depth, "facet": "token"}).to(device)
+
+
+def resize_positions(
+    positions: Float[Tensor, "1 n c"], grid_size: tuple[int, int], rows: int, columns: int
+) -> Float[Tensor, "1 m c"]:
+    """Position embedding for rows × columns tokens: bicubic by (rows + 0.1) / 37, as DINO does (§1).
+
+    The 0.1 guards DINO's output size against rounding; it shifts the samples too, hence it stays.
+    """
+    maps = positions.transpose(1, 2).unflatten(2, grid_size)
+    scale = ((rows + 0.1) / grid_size[0], (columns + 0.1) / grid_size[1])
+    return F.interpolate(maps, scale_factor=scale, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+
+
+def build_backbone(settings: dict[str, Any]) -> Backbone:
+    """The backbone that has these `settings`.
+
+    Raises:
+        DinotrackError: when the kind is unknown, or the weights are no longer those that `settings` name.
+    """
+    options = {name: value for name, value in settings.items() if name not in ("kind", "weights")}
+    kinds: dict[str, Any] = {"dense_sift": DenseSift, "vit": VitBackbone}
+    if settings.get("kind") not in kinds:
+        raise DinotrackError(f"backbone kind {settings.get('kind')!r} is unknown; choose one of {', '.join(kinds)}")
+    backbone: Backbone = kinds[settings["kind"]](**options)
+    found, expected = backbone.settings.get("weights"), settings.get("weights", backbone.settings.get("weights"))
+    if found != expected:
+        raise DinotrackError(f"the backbone's weights are {found}, expected {expected}; give the file they came from")
+    return backbone
+
+
+def extract_features(
+    backbone: Backbone,
+    frames: UInt8[Tensor, "t 3 h w"],
+    *,
+    chunk: int = 4,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> FeatureMap:
+    """Features of a whole video in half precision on the CPU, `chunk` frames at a time.
+
+    Raises:
+        DinotrackError: when a feature leaves half precision's range.
+    """
+    backbone = backbone.to(device)
+    parts = []
+    for start in progress(range(0, len(frames), chunk), "features"):
+        images = frames[start : start + chunk].to(device).float() / 255
+        parts.append(backbone(images).half().cpu())
+    values = torch.cat(parts)
+    if not values.isfinite().all():
+        raise DinotrackError(f"{backbone.settings} gives features outside half precision's range; choose another layer")
+    return FeatureMap(values, backbone.grid.stride, backbone.grid.offset, (frames.shape[3], frames.shape[2]))

@@ -1,0 +1,138 @@
+"""The command `dinotrack`: Hydra mains for what has settings, argparse for small tools."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dinotrack import __version__
+from dinotrack.errors import DinotrackError
+
+HYDRA_COMMANDS = {
+    "run": "preprocess, fit, track and render a video",
+    "preprocess": "features, optical flow and best buddies of a video into the cache",
+    "fit": "preprocess a video and fit a tracker to it",
+    "track": "track queries with the checkpoint of a fit",
+    "demo": "run on three synthetic videos and compare with two baselines",
+}
+TOOLS = {"render": "draw tracks over their video"}
+
+USAGE = """dinotrack {version}: track any point through a video, trained at test time on that one video
+
+usage: dinotrack COMMAND [key=value ...]
+
+commands:
+{commands}
+
+  dinotrack run video=clip.mp4                       tracks.npz, tracks.csv, overlay.mp4, tracker.ckpt
+  dinotrack run video=clip.mp4 experiment=cpu_small  without a GPU and without weights
+  dinotrack fit video=frames/ masks=masks/           the fit alone
+  dinotrack track checkpoint=runs/.../tracker.ckpt queries=points.csv
+  dinotrack fit -m video=clip.mp4 losses.best_buddy.weight=1e-4,25e-5
+
+`dinotrack COMMAND --help` lists a command's config groups and settings, `--cfg job` prints its whole config.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    command, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(usage(), end="")
+    elif command in ("-V", "--version"):
+        print(__version__)
+    elif command in HYDRA_COMMANDS:
+        hydra_command(command, rest)
+    elif command in TOOLS:
+        sys.exit(plainly(lambda: render(rest)))
+    else:
+        sys.exit(f"dinotrack: there is no command {command!r}; there are {', '.join([*HYDRA_COMMANDS, *TOOLS])}")
+
+
+def usage() -> str:
+    lines = [f"  {name:<12}{what}" for name, what in {**HYDRA_COMMANDS, **TOOLS}.items()]
+    return USAGE.format(version=__version__, commands="\n".join(lines))
+
+
+def hydra_command(command: str, rest: Sequence[str]) -> None:
+    """Run a command under Hydra, which reads the overrides from `sys.argv`."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from dinotrack.training.config import config_folder
+
+    def task(config: DictConfig) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
+        job = importlib.import_module("dinotrack.training.commands")
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        code = plainly(lambda: getattr(job, f"{command}_command")(config, folder))
+        if code:
+            remove_empty(folder)
+            sys.exit(code)
+
+    sys.argv = [f"dinotrack {command}", *rest]
+    try:
+        folder = str(config_folder())
+    except DinotrackError as error:
+        sys.exit(f"dinotrack: {error}")
+    hydra.main(version_base="1.3", config_path=folder, config_name=command)(task)()
+
+
+def plainly(job: Callable[[], object]) -> int:
+    """Run a job; an error that is meant for the user becomes one line and exit code 2."""
+    try:
+        job()
+    except DinotrackError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"dinotrack: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        cause = user_error(error)
+        if cause is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"dinotrack: {' '.join(str(cause).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def user_error(error: BaseException) -> DinotrackError | None:
+    """The error for the user that Hydra's `instantiate` wrapped in its own, if there is one."""
+    cause = error.__cause__
+    return cause if isinstance(cause, DinotrackError) or cause is None else user_error(cause)
+
+
+def remove_empty(folder: Path) -> None:
+    """Take back the run folder, and the folders that were made for it, where nothing was written."""
+    for path in (folder, *folder.parents):
+        if path == Path.cwd() or not path.is_dir() or any(path.iterdir()):
+            return
+        path.rmdir()
+
+
+def render(rest: Sequence[str]) -> None:
+    """`dinotrack render tracks.npz video [overlay.mp4]`."""
+    parser = argparse.ArgumentParser(prog="dinotrack render", description=TOOLS["render"])
+    parser.add_argument("tracks", type=Path, help="tracks.npz of a run folder")
+    parser.add_argument("video", help="the video file or folder of frames that was tracked")
+    parser.add_argument("output", type=Path, nargs="?", default=Path("overlay.mp4"), help="default: overlay.mp4")
+    parser.add_argument("--trail", type=int, default=10, help="frames of a track that stay behind each point")
+    parser.add_argument("--every", type=int, default=1, help="draw only every so many-th point")
+    options = parser.parse_args(rest)
+
+    from dinotrack.data import open_video
+    from dinotrack.data.export import load_npz
+    from dinotrack.visualization import render_overlay
+
+    tracks, video = load_npz(options.tracks), open_video(options.video)
+    if tracks.xy.shape[1] != len(video) or tracks.size != video.size:
+        raise DinotrackError(
+            f"{options.tracks} has {tracks.xy.shape[1]} frames of {tracks.size}, "
+            f"{options.video} has {len(video)} of {video.size}; give the video that was tracked"
+        )
+    render_overlay(video, tracks, options.output, trail=options.trail, every=options.every)
+    print(options.output)

@@ -1,0 +1,237 @@
+"""Supervision of a fit (method §3): optical-flow tracklets and DINO best buddies, vectorised over points."""
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from dinotrack.equations import (
+    ambiguity,
+    best_buddies,
+    best_buddy_weight,
+    follow,
+    forward_backward_error,
+    unit,
+)
+from dinotrack.geometry import centres, constant_scale, inside, look_up, nearest_cell
+from dinotrack.optical_flow import FlowEstimator
+from dinotrack.progress import Progress, silent
+from dinotrack.structs import PIXELS, FeatureMap, Grid, Pairs, PairTable, Tracklets
+
+
+def consecutive_flows(
+    frames: UInt8[Tensor, "t 3 h w"], flow: FlowEstimator, progress: Progress = silent
+) -> tuple[Float[Tensor, "u 2 h w"], Float[Tensor, "u 2 h w"]]:
+    """Flow from each frame to the next, and from the next back."""
+    pairs = [(frames[t : t + 1], frames[t + 1 : t + 2]) for t in range(len(frames) - 1)]
+    both = [(flow(a, b)[0], flow(b, a)[0]) for a, b in progress(pairs, "optical flow")]
+    return torch.stack([f for f, _ in both]), torch.stack([b for _, b in both])
+
+
+def new_starts(
+    occupied: Bool[Tensor, "h w"], forward: Float[Tensor, "2 h w"], backward: Float[Tensor, "2 h w"], limit: float
+) -> Bool[Tensor, "h w"]:
+    """Pixels of a frame where tracklets start (§3), from the flow of the previous frame to it and back.
+
+    Those through which no tracklet passes, whose backward flow is inconsistent, or on which no forward flow lands.
+    """
+    height, width = occupied.shape
+    pixels = centres(height, width, PIXELS, occupied.device)
+    _, error = forward_backward_error(backward, forward, pixels)
+    landed = follow(forward, pixels)
+    reached = torch.zeros_like(occupied).flatten()
+    reached[nearest_cell(landed[inside(landed, (width, height))], PIXELS, height, width)] = True
+    return ~occupied | (error >= limit).view(height, width) | ~reached.view(height, width)
+
+
+def chain(
+    forward: Float[Tensor, "u 2 h w"],
+    backward: Float[Tensor, "u 2 h w"],
+    *,
+    gamma: float = 1.5,
+    progress: Progress = silent,
+) -> Tracklets:
+    """Tracklets from the flows between consecutive frames, before the drift check (§3).
+
+    x^j = x^{j-1} + f(x^{j-1}) while the forward-backward error is below `gamma` pixels and x stays inside the frame.
+    """
+    (count, _, height, width), device = forward.shape, forward.device
+    pixels, size = centres(height, width, PIXELS, device), (width, height)
+    ids = torch.zeros(0, dtype=torch.long, device=device)
+    xy, total = torch.zeros(0, 2, device=device), 0
+    rows: list[tuple[Tensor, Tensor]] = []
+    starts: list[Tensor] = []
+    for t in progress(range(count + 1), "tracklets"):
+        occupied = torch.zeros(height * width, dtype=torch.bool, device=device)
+        occupied[nearest_cell(xy, PIXELS, height, width)] = True
+        occupied = occupied.view(height, width)
+        fresh = ~occupied if t == 0 else new_starts(occupied, forward[t - 1], backward[t - 1], gamma)
+        begun = pixels[fresh.flatten()] if t < count else pixels[:0]  # a start in the last frame is no tracklet
+        ids = torch.cat([ids, torch.arange(total, total + len(begun), device=device)])
+        xy = torch.cat([xy, begun])
+        total += len(begun)
+        starts.append(torch.full((len(begun),), t, device=device))
+        rows.append((ids, xy))
+        if t < count:
+            landed, error = forward_backward_error(forward[t], backward[t], xy)
+            alive = (error < gamma) & inside(landed, size)
+            ids, xy = ids[alive], landed[alive]
+    return gather_rows(rows, torch.cat(starts), size)
+
+
+def gather_rows(rows: list[tuple[Tensor, Tensor]], start: Int[Tensor, " n"], size: tuple[int, int]) -> Tracklets:
+    """Per-frame (ids, xy) rows as ragged tracklets of two frames or more."""
+    ids, xy = torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows])
+    length = torch.bincount(ids, minlength=len(start))
+    keep = length >= 2
+    xy = xy[ids.argsort(stable=True)][keep.repeat_interleave(length)]
+    return Tracklets(start[keep].int(), length[keep].int(), length[keep].int(), xy, size)
+
+
+def limit_drift(
+    tracklets: Tracklets,
+    frames: UInt8[Tensor, "t 3 h w"],
+    flow: FlowEstimator,
+    *,
+    gamma: float = 1.5,
+    gamma_long: float = 2.5,
+    progress: Progress = silent,
+) -> Tracklets:
+    """End each tracklet where the direct flow from its first frame disagrees with it by `gamma_long` pixels or more (§3, [C]).
+
+    The direct flow counts where it is itself cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some
+    tracklet spans are computed.
+    """
+    length = tracklets.length.clone()
+    # Chains that start together are in one slice, because they are numbered by their first frame.
+    bounds = torch.searchsorted(tracklets.start.contiguous(), torch.arange(len(frames) + 1, dtype=torch.int32)).tolist()
+    for i in progress(range(len(frames) - 2), "drift check"):
+        group = torch.arange(bounds[i], bounds[i + 1])
+        for j in range(i + 2, len(frames)):
+            group = group[length[group] > j - i]
+            if not len(group):
+                break
+            direct, back = flow(frames[i : i + 1], frames[j : j + 1])[0], flow(frames[j : j + 1], frames[i : i + 1])[0]
+            landed, error = forward_backward_error(direct, back, tracklets.at(group, torch.full_like(group, i)))
+            apart = (landed - tracklets.at(group, torch.full_like(group, j))).norm(dim=1)
+            drifted = (error < gamma) & inside(landed, tracklets.size) & (apart >= gamma_long)
+            length[group[drifted]] = j - i
+    return Tracklets(tracklets.start, length, tracklets.chained, tracklets.xy, tracklets.size)
+
+
+def build_tracklets(
+    frames: UInt8[Tensor, "t 3 h w"],
+    flow: FlowEstimator,
+    *,
+    gamma: float = 1.5,
+    gamma_long: float = 2.5,
+    scale: bool = True,
+    progress: Progress = silent,
+) -> Tracklets:
+    """Flow tracklets of a video at working resolution (§3); `scale` takes γ_of and γ_lng as pixels at a long side of 854."""
+    size = (frames.shape[3], frames.shape[2])
+    factor = constant_scale(size) if scale else 1.0
+    forward, backward = consecutive_flows(frames, flow, progress)
+    chained = chain(forward, backward, gamma=gamma * factor, progress=progress)
+    return limit_drift(chained, frames, flow, gamma=gamma * factor, gamma_long=gamma_long * factor, progress=progress)
+
+
+def nearest_last_frames(
+    tracklets: Tracklets, frame: int, grid: Grid, height: int, width: int
+) -> Int[Tensor, "cells 2"]:
+    """First and last frame of the chained tracklet nearest to each token of `frame`; (frame, frame) where none lives (§3).
+
+    A tracklet is looked for among those of the token's own cell first. One in another cell is at least half a stride away, so a
+    nearer hit is exact; the few tokens without one are compared with every living tracklet.
+    """
+    tokens = centres(height, width, grid, tracklets.xy.device)
+    alive = torch.nonzero((tracklets.start <= frame) & (frame < tracklets.start + tracklets.chained)).squeeze(1)
+    span = torch.full((len(tokens), 2), frame, dtype=torch.int32, device=tokens.device)
+    if not len(alive):
+        return span
+    xy = tracklets.at(alive, torch.full_like(alive, frame))
+    cell = nearest_cell(xy, grid, height, width)
+    distance = (xy - tokens[cell]).norm(dim=1)
+    # Sorted by distance, then stably by cell: the first row of each cell is its nearest tracklet.
+    order = distance.argsort()
+    order = order[cell[order].argsort(stable=True)]
+    first = torch.cat([cell.new_ones(1, dtype=torch.bool), cell[order].diff() != 0])
+    nearest = torch.full((len(tokens),), -1, device=tokens.device)
+    nearest[cell[order][first]] = order[first]
+    far = (nearest < 0) | (distance[nearest.clamp(min=0)] > grid.stride / 2)
+    for chunk in torch.nonzero(far).squeeze(1).split(256):
+        nearest[chunk] = torch.cdist(tokens[chunk], xy).argmin(1)
+    chosen = alive[nearest]
+    return torch.stack([tracklets.start[chosen], tracklets.start[chosen] + tracklets.chained[chosen] - 1], 1)
+
+
+def frame_pairs(frames: int, limit: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Unordered pairs of frames i < j: all of them, or `limit` chosen by `seed`."""
+    index = torch.combinations(torch.arange(frames))
+    if len(index) > limit:
+        index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:limit].sort().values]
+    return [(int(i), int(j)) for i, j in index]
+
+
+def dino_best_buddies(
+    features: FeatureMap,
+    tracklets: Tracklets,
+    *,
+    side: float = 60.0,
+    overlap: float = 0.2,
+    candidates: int = 400,
+    max_frame_pairs: int = 4950,
+    scale: bool = True,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> Pairs:
+    """DINO best buddies of every unordered pair of frames (Eq. 3), filtered by flow, with their weights (§3).
+
+    `source` is the earlier frame. `side` is in pixels at a long side of 854 unless `scale` is off; up to 100 frames make
+    4950 pairs, of longer videos `max_frame_pairs` are chosen at random.
+    """
+    count, _, height, width = features.values.shape
+    tokens = centres(height, width, features.grid, device)
+    side = side * (constant_scale(features.size) if scale else 1.0)
+    spans = [nearest_last_frames(tracklets, t, features.grid, height, width).to(device) for t in range(count)]
+    maps = [unit(values.to(device).flatten(1).T.float()) for values in features.values]
+    found: list[Pairs] = []
+    for i, j in progress(frame_pairs(count, max_frame_pairs), "best buddies"):
+        similarities = maps[i] @ maps[j].T
+        source, target = best_buddies(similarities)
+        supervised = (spans[i][source, 1] >= j) | (spans[j][target, 0] <= i)
+        source, target = source[~supervised], target[~supervised]
+        peaks = {"side": side, "overlap": overlap, "candidates": candidates}
+        ratio = torch.maximum(
+            ambiguity(similarities[source], tokens, **peaks), ambiguity(similarities[:, target].T, tokens, **peaks)
+        )
+        weight = best_buddy_weight(ratio, similarities[source, target])
+        first, second = torch.full_like(source, i), torch.full_like(target, j)
+        found.append(Pairs(first, second, tokens[source], tokens[target], weight).to("cpu"))
+    return Pairs.cat(found)
+
+
+def saliency_masks(features: FeatureMap, *, threshold: float = 0.6) -> Bool[Tensor, "t h w"]:
+    """Foreground of a video without masks (§3): first principal component of the normalised features of all frames, < 0.6.
+
+    The component is min-max scaled over the video; of its two signs that is taken which leaves less foreground on the border.
+    """
+    count, channels, height, width = features.values.shape
+    mean, second = torch.zeros(channels), torch.zeros(channels, channels)
+    maps = (unit(values.flatten(1).T.float()) for values in features.values)
+    for tokens in maps:
+        mean += tokens.mean(0) / count
+        second += tokens.T @ tokens / (len(tokens) * count)
+    axis = torch.linalg.eigh((second - mean.outer(mean)).double()).eigenvectors[:, -1].float()
+    score = torch.stack([unit(values.flatten(1).T.float()) @ axis for values in features.values]).view(
+        count, height, width
+    )
+    scaled = (score - score.min()) / (score.max() - score.min()).clamp(min=1e-8)
+    border = torch.ones(height, width, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    options = [scaled < threshold, (1 - scaled) < threshold]
+    return min(options, key=lambda mask: float(mask[:, border].float().mean()))
+
+
+def table_of(pairs: Pairs, masks: Bool[Tensor, "t h w"], size: tuple[int, int]) -> PairTable:
+    """Pairs as a table, foreground where the source token's mask is (§5); positions of frames of (W, H) `size`."""
+    return PairTable.build(pairs, look_up(masks, pairs.source, pairs.source_xy, size), len(masks))

@@ -1,0 +1,200 @@
+"""DINO-Tracker assembled from given weights: refined features, the fitted head, and its checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dinotrack.backbones import Backbone, build_backbone
+from dinotrack.cache import default_cache
+from dinotrack.errors import DinotrackError
+from dinotrack.networks import DeltaDino, TrackerHead
+from dinotrack.preprocessing import video_features, working_frames
+from dinotrack.progress import Progress, silent
+from dinotrack.structs import FeatureMap, Video, write_atomically
+from dinotrack.trackers import FeatureTracker, VisibilityRule
+
+FORMAT = 1
+"""Of checkpoints."""
+
+
+def unit_range(frames: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Images in [0, 1], which Delta-DINO reads."""
+    return frames.float() / 255
+
+
+@torch.no_grad()
+def refine_features(
+    raw: FeatureMap, frames: UInt8[Tensor, "t 3 h w"], delta: DeltaDino, *, chunk: int = 8, progress: Progress = silent
+) -> FeatureMap:
+    """Φ = Φ_DINO + Φ_Δ of every frame (Eq. 1) in half precision, with BatchNorm's running statistics."""
+    training, device = delta.training, next(delta.parameters()).device
+    delta.eval()
+    refined = torch.empty_like(raw.values)
+    for first in progress(range(0, len(raw), chunk), "refined features"):
+        part = slice(first, first + chunk)
+        residual = delta(unit_range(frames[part].to(device)), raw.grid, *raw.values.shape[2:])
+        refined[part] = (raw.values[part].to(device) + residual).to(refined)
+    delta.train(training)
+    return FeatureMap(refined, raw.stride, raw.offset, raw.size)
+
+
+class DinoTracker(FeatureTracker):
+    """A tracker fitted to one video; `save` writes a checkpoint that `load_tracker` reads."""
+
+    def __init__(
+        self,
+        features: FeatureMap,
+        delta: DeltaDino,
+        head: TrackerHead,
+        settings: Mapping[str, Any],
+        *,
+        memory: float = 1e9,
+    ) -> None:
+        video = settings["video"]
+        rule = VisibilityRule(**settings["visibility"])
+        options = {"scale_constants": settings["scale_constants"], "visibility": rule, "memory": memory}
+        super().__init__(features, head, tuple(video["size"]), video["fps"], **options)
+        self.delta, self.settings = delta, dict(settings)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain types only, so that it loads with `weights_only=True`."""
+        return {"state_dict": state_dict(self.delta, self.head), "dinotrack": self.settings}
+
+    def save(self, path: str | Path) -> None:
+        """Write the checkpoint: networks and settings, not the features.
+
+        Raises:
+            DinotrackError: when the file cannot be written.
+        """
+        write_atomically(Path(path), lambda name: torch.save(self.checkpoint(), name))
+
+
+def state_dict(delta: DeltaDino, head: TrackerHead) -> dict[str, Tensor]:
+    """Both networks' weights under the prefixes that a `DinoTrackerModule` gives them."""
+    parts = {"delta": delta.state_dict(), "head": head.state_dict()}
+    return {f"{name}.{key}": value.detach().cpu() for name, part in parts.items() for key, value in part.items()}
+
+
+def describe(
+    video: Video,
+    backbone: Backbone,
+    working: tuple[int, int],
+    delta: DeltaDino,
+    head: TrackerHead,
+    *,
+    scale_constants: bool = True,
+    visibility: VisibilityRule = VisibilityRule(),
+) -> dict[str, Any]:
+    """The plain settings that a checkpoint carries: its video, its backbone, its networks."""
+    about = {
+        "path": video.path,
+        "hash": video.content_hash,
+        "frames": len(video),
+        "size": list(video.size),
+        "fps": video.fps,
+    }
+    return {
+        "format": FORMAT,
+        "method": "dino_tracker",
+        "video": about,
+        "backbone": dict(backbone.settings),
+        "working_size": list(working),
+        "delta": delta.settings,
+        "head": head.settings,
+        "scale_constants": scale_constants,
+        "visibility": asdict(visibility),
+    }
+
+
+def assemble(
+    raw: FeatureMap,
+    frames: UInt8[Tensor, "t 3 h w"],
+    delta: DeltaDino,
+    head: TrackerHead,
+    settings: Mapping[str, Any],
+    *,
+    memory: float = 1e9,
+    progress: Progress = silent,
+) -> DinoTracker:
+    """The tracker of a video from its raw features and fitted networks."""
+    return DinoTracker(refine_features(raw, frames, delta, progress=progress), delta, head, settings, memory=memory)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What `DinoTracker.save` or a `DinoTrackerModule`'s Trainer wrote.
+
+    Raises:
+        DinotrackError: for a missing file, one that is not plain tensors, or not of dinotrack.
+    """
+    if not Path(path).is_file():
+        raise DinotrackError(f"no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DinotrackError(f"{path} is not a readable checkpoint ({reason[:120]}); fit again") from error
+    if not isinstance(content, dict) or not {"state_dict", "dinotrack"} <= content.keys():
+        raise DinotrackError(f"{path} holds no dinotrack tracker; pass the tracker.ckpt of a run folder")
+    if content["dinotrack"].get("format") != FORMAT:
+        raise DinotrackError(
+            f"{path} has checkpoint format {content['dinotrack'].get('format')}, this version reads {FORMAT}"
+        )
+    return content
+
+
+def load_networks(content: Mapping[str, Any], path: str | Path) -> tuple[DeltaDino, TrackerHead]:
+    """Delta-DINO and head of a checkpoint.
+
+    Raises:
+        DinotrackError: when the weights do not fit the settings beside them.
+    """
+    about, weights = content["dinotrack"], content["state_dict"]
+    delta, head = DeltaDino(**about["delta"]), TrackerHead(**about["head"])
+    for name, network in (("delta", delta), ("head", head)):
+        part = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+        try:
+            network.load_state_dict(part)
+        except RuntimeError as error:
+            raise DinotrackError(f"{path} is damaged: its {name} weights do not fit its settings") from error
+    return delta, head
+
+
+def load_dino_tracker(
+    path: str | Path,
+    video: Video,
+    *,
+    backbone: Backbone | None = None,
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+    memory: float = 1e9,
+    progress: Progress = silent,
+) -> DinoTracker:
+    """The tracker of a checkpoint, for the video that it was fitted to; features come from the cache or are computed again.
+
+    `backbone` replaces the one that the checkpoint names, whose kind then need not be dinotrack's own.
+
+    Raises:
+        DinotrackError: for an unreadable checkpoint, another video, or another backbone.
+    """
+    content = read_checkpoint(path)
+    about = content["dinotrack"]
+    fitted = about["video"]
+    if fitted["hash"] != video.content_hash:
+        raise DinotrackError(
+            f"{path} was fitted to {fitted['path'] or 'a video without a path'} ({fitted['frames']} frames of "
+            f"{fitted['size'][0]}x{fitted['size'][1]}, hash {fitted['hash'][:12]}), "
+            f"not to {video.path or 'this video'} ({len(video)} frames of {video.size[0]}x{video.size[1]}, "
+            f"hash {video.content_hash[:12]}); fit again"
+        )
+    backbone = backbone or build_backbone(about["backbone"])
+    if dict(backbone.settings) != about["backbone"]:
+        raise DinotrackError(f"{path} was fitted on backbone {about['backbone']}, not {dict(backbone.settings)}")
+    delta, head = load_networks(content, path)
+    frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]))
+    raw = video_features(video, frames, backbone.to(device), cache or default_cache(), device=device, progress=progress)
+    return assemble(raw.to(device), frames, delta.to(device), head.to(device), about, memory=memory, progress=progress)

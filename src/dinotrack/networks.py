@@ -1,0 +1,175 @@
+"""The networks that are fitted to a video: Delta-DINO (Eq. 1) and the tracker head with its CNN refiner (Eq. 2)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dinotrack.errors import DinotrackError
+from dinotrack.geometry import centres, resample, window
+from dinotrack.structs import Grid
+
+
+class BlurPool(nn.Module):
+    """Anti-aliased downsampling by 2: [1,3,3,1]⊗[1,3,3,1]/64 after reflection padding of 1 left / top, 2 right / bottom (§1)."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("filt", (taps[:, None] * taps).expand(channels, 1, 4, 4).clone())
+
+    def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        padded = F.pad(maps, (1, 2, 1, 2), mode="reflect")
+        return F.conv2d(padded, self.filt, stride=2, groups=maps.shape[1])
+
+
+class DeltaDino(nn.Module):
+    """Φ_Δ of Eq. 1: the residual CNN over the RGB frame, sampled at the token centres; zero at the start of a fit.
+
+    The names of its parameters are those of the published weights (§9). With `alignment="published"` output cell u is read as
+    if it sat on raster 8u + 0.5, with "centred" where the three BlurPools put it, 8u + 4 (§1).
+    """
+
+    def __init__(
+        self,
+        channels: int = 1024,
+        hidden: Sequence[int] = (64, 128, 256),
+        alignment: Literal["published", "centred"] = "published",
+        gain: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if alignment not in ("published", "centred"):
+            raise DinotrackError(f"alignment={alignment!r} is neither 'published' nor 'centred'")
+        self.stride = 2 ** len(hidden)
+        self.offset = 0.5 if alignment == "published" else self.stride / 2
+        self.settings = {"channels": channels, "hidden": list(hidden), "alignment": alignment, "gain": gain}
+        layers: list[nn.Module] = []
+        for before, after in zip([3, *hidden[:-1]], hidden, strict=True):
+            convolution = nn.Conv2d(before, after, 5, padding=2, padding_mode="reflect")
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), BlurPool(after)]
+        last = nn.Conv2d(hidden[-1], channels, 5, padding=4, dilation=2, padding_mode="reflect")
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+        nn.init.constant_(norm.weight, gain)
+        self.layers = nn.Sequential(*layers, last, norm)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], grid: Grid, height: int, width: int
+    ) -> Float[Tensor, "b c h2 w2"]:
+        """Residual at the cells of an h×w map on `grid`, from images in [0, 1] at working resolution.
+
+        Raises:
+            DinotrackError: when the frames are too small for the last layer's reflection padding.
+        """
+        smallest = 4 * self.stride + 1
+        if min(images.shape[-2:]) < smallest:
+            raise DinotrackError(
+                f"frames of {images.shape[-1]}x{images.shape[-2]} are too small for Delta-DINO (sides of {smallest} at least);"
+                " raise resolution"
+            )
+        return resample(self.layers(images).float(), Grid(self.stride, self.offset), grid, height, width)
+
+
+def normalised_kernel(weight: Float[Tensor, "o i 3 3"], *, smallest: float = 1e-8) -> Float[Tensor, "o i 3 3"]:
+    """Each 3×3 kernel divided by the sum of its weights; sums nearer to 0 than `smallest` are set to ±`smallest` [C] (§2)."""
+    total = weight.sum((2, 3), keepdim=True)
+    sign = torch.where(total < 0, -1.0, 1.0)
+    return weight / torch.where(total.abs() < smallest, sign * smallest, total)
+
+
+class TrackerHead(nn.Module):
+    """Π of Eq. 2: similarity maps to positions, by the CNN refiner, a softmax and a local soft-argmax.
+
+    The refiner only runs on the window of cells that Ω and its two 3×3 kernels reach, which is exact: outside Ω nothing counts but
+    the softmax's denominator, and that cancels. `fallback="published"` keeps the denominator, and with it the uniform mean over Ω
+    where the softmax leaves Ω less than 1e-8 [C]. `peak="refined"` centres Ω on the argmax of H [P] instead of S [C].
+    `refine=False` is the raw-feature baseline, H = S.
+    """
+
+    def __init__(
+        self,
+        radius: float = 35.0,
+        refine: bool = True,
+        peak: Literal["similarity", "refined"] = "similarity",
+        fallback: Literal["normalised", "published"] = "normalised",
+        hidden: int = 16,
+    ) -> None:
+        super().__init__()
+        if peak not in ("similarity", "refined"):
+            raise DinotrackError(f"peak={peak!r} is neither 'similarity' nor 'refined'")
+        if fallback not in ("normalised", "published"):
+            raise DinotrackError(f"fallback={fallback!r} is neither 'normalised' nor 'published'")
+        self.radius, self.refine, self.peak, self.fallback = radius, refine, peak, fallback
+        self.settings = {"radius": radius, "refine": refine, "peak": peak, "fallback": fallback, "hidden": hidden}
+        self.cnn_refiner = nn.Sequential(
+            nn.Conv2d(1, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, 1, 3, padding=1)
+        )
+
+    def refined(
+        self, maps: Float[Tensor, "n h w"], within: Bool[Tensor, "n h w"] | None = None, padding: int = 1
+    ) -> Float[Tensor, "n h2 w2"]:
+        """Logits of H. On windows (`padding=0`) cells off the map are `within` = False and count as zero padding does."""
+        first, second = self.cnn_refiner[0], self.cnn_refiner[2]
+        assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+        hidden = F.relu(F.conv2d(maps[:, None], normalised_kernel(first.weight), first.bias, padding=padding))
+        if within is not None:
+            hidden = hidden * within[:, None, 1:-1, 1:-1]
+        return F.conv2d(hidden, normalised_kernel(second.weight), second.bias, padding=padding).squeeze(1)
+
+    def forward(self, similarities: Float[Tensor, "n h w"], grid: Grid, scale: float = 1.0) -> Float[Tensor, "n 2"]:
+        """Raster positions at working resolution from unclamped cosines; `scale` multiplies the radius R (§0)."""
+        maps = similarities.float().clamp(min=0)
+        full = self.refined(maps) if self.refine and self.peak == "refined" else None
+        peak = (maps if full is None else full).flatten(1).argmax(1)
+        radius = self.radius * scale
+        cells, inside = neighbourhood(peak, maps.shape[1:], window(radius, grid.stride), 2 if self.refine else 0)
+        patch = maps.flatten(1).gather(1, cells.flatten(1)).view(cells.shape) * inside
+        if self.refine:
+            logits = self.refined(patch, inside, padding=0)
+            cells, inside = cells[:, 2:-2, 2:-2], inside[:, 2:-2, 2:-2]
+        else:
+            logits = patch.clamp(min=1e-12).log()
+        xy = centres(maps.shape[1], maps.shape[2], grid, maps.device)
+        xy_cells, xy_peak = xy[cells], xy[peak]
+        disc = inside & ((xy_cells - xy_peak[:, None, None]).norm(dim=-1) <= radius)
+        logits = logits.masked_fill(~disc, -torch.inf).flatten(1)
+        mass = self.mass(logits, disc.flatten(1), maps) if self.refine else logits.softmax(1)
+        # Offsets from the peak, not positions, are averaged: exact in float32 however wide the frame is.
+        return xy_peak + torch.einsum(
+            "nk,nkd->nd", mass, rearrange(xy_cells, "n a b d -> n (a b) d") - xy_peak[:, None]
+        )
+
+    def mass(
+        self,
+        logits: Float[Tensor, "n k"],
+        disc: Bool[Tensor, "n k"],
+        maps: Float[Tensor, "n h w"],
+        smallest: float = 1e-8,
+    ) -> Float[Tensor, "n k"]:
+        """H restricted to Ω and normalised there, with the chosen fallback."""
+        inner = logits.softmax(1)
+        if self.fallback == "normalised":
+            return inner
+        total = (logits.logsumexp(1) - self.refined(maps).flatten(1).logsumexp(1)).exp()
+        uniform = disc / disc.sum(1, keepdim=True)
+        return torch.where((total < smallest)[:, None], uniform, inner)
+
+
+def neighbourhood(
+    peak: Int[Tensor, " n"], shape: Sequence[int], half: int, margin: int
+) -> tuple[Int[Tensor, "n k k"], Bool[Tensor, "n k k"]]:
+    """Cells of the square of half side `half` + `margin` around each peak, and whether they lie on the h×w map."""
+    height, width = shape
+    reach = torch.arange(-half - margin, half + margin + 1, device=peak.device)
+    row = (peak // width)[:, None, None] + reach[:, None]
+    column = (peak % width)[:, None, None] + reach
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return row.clamp(0, height - 1) * width + column.clamp(0, width - 1), inside

@@ -1,0 +1,155 @@
+"""From a video to what a fit reads: raw features, tracklets, best buddies, foreground; through the cache."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from dinotrack.backbones import Backbone, extract_features
+from dinotrack.cache import build_or_load, cache_path
+from dinotrack.correspondences import build_tracklets, dino_best_buddies, saliency_masks, table_of
+from dinotrack.errors import DinotrackError
+from dinotrack.geometry import resize_frames, working_size
+from dinotrack.optical_flow import FlowEstimator
+from dinotrack.progress import Progress, silent
+from dinotrack.structs import FeatureMap, Pairs, PairTable, TensorStruct, Tracklets, Video
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Settings of tracklets and best buddies (method §3); lengths in pixels at a long side of 854 if `scale_constants`."""
+
+    gamma: float = 1.5
+    """Forward-backward limit γ_of of the flow."""
+    gamma_long: float = 2.5
+    """Drift limit γ_lng; the paper has 2, its code 2.5."""
+    box: float = 60.0
+    """Side of the boxes of non-maximum suppression."""
+    overlap: float = 0.2
+    candidates: int = 400
+    max_frame_pairs: int = 4950
+    """All pairs up to 100 frames; of longer videos so many at random."""
+    scale_constants: bool = True
+
+
+@dataclass(frozen=True)
+class Masks(TensorStruct):
+    """Foreground of each frame, at any resolution."""
+
+    values: Bool[Tensor, "t h w"]
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """What a fit reads: frames and features at working resolution, and their supervision."""
+
+    frames: UInt8[Tensor, "t 3 h w"]
+    features: FeatureMap
+    tracklets: Tracklets
+    best_buddies: PairTable
+    masks: Bool[Tensor, "t h2 w2"]
+
+
+def working_frames(
+    video: Video, stride: int, resolution: int = 854, size: tuple[int, int] | None = None
+) -> UInt8[Tensor, "t 3 h w"]:
+    """Frames at working resolution: long side `resolution`, or exactly `size` = (W, H) (§0)."""
+    return resize_frames(video.frames, size or working_size(video.size, resolution, stride))
+
+
+def video_features(
+    video: Video,
+    frames: UInt8[Tensor, "t 3 h w"],
+    backbone: Backbone,
+    cache: Path,
+    *,
+    device: torch.device | str = "cpu",
+    chunk: int = 4,
+    progress: Progress = silent,
+) -> FeatureMap:
+    """Raw features of a video's working frames, cached."""
+    path = cache_path(cache, video, "features", {"backbone": backbone.settings, "size": list(frames.shape[2:])})
+    return build_or_load(
+        FeatureMap, path, lambda: extract_features(backbone, frames, chunk=chunk, device=device, progress=progress)
+    )
+
+
+def preprocess(
+    video: Video,
+    backbone: Backbone,
+    flow: FlowEstimator,
+    cache: Path,
+    *,
+    resolution: int = 854,
+    size: tuple[int, int] | None = None,
+    supervision: Supervision = Supervision(),
+    device: torch.device | str = "cpu",
+    chunk: int = 4,
+    progress: Progress = silent,
+) -> Preprocessed:
+    """Features, tracklets and best buddies of a video, each built once and kept in the folder `cache`.
+
+    Raises:
+        DinotrackError: when no tracklet is found, or the cache cannot be written.
+    """
+    frames = working_frames(video, backbone.stride, resolution, size)
+    common = {"device": device, "chunk": chunk, "progress": progress}
+    features = video_features(video, frames, backbone, cache, **common)
+    shape = list(frames.shape[2:])
+    of_flow = {"gamma": supervision.gamma, "gamma_long": supervision.gamma_long, "scale": supervision.scale_constants}
+    key_flow = {"flow": flow.settings, "size": shape, **of_flow}
+    tracklets = build_or_load(
+        Tracklets,
+        cache_path(cache, video, "tracklets", key_flow),
+        lambda: build_tracklets(frames, flow, **of_flow, progress=progress),
+    )
+    if not len(tracklets):
+        raise DinotrackError(
+            f"no optical-flow tracklet found in {video.path or 'the video'}: its frames do not follow one another; "
+            "raise supervision.gamma, or take another flow estimator"
+        )
+    key_pairs = {**key_flow, "backbone": backbone.settings, **asdict(supervision)}
+    pairs = build_or_load(
+        Pairs,
+        cache_path(cache, video, "best_buddies", key_pairs),
+        lambda: dino_best_buddies(
+            features,
+            tracklets,
+            side=supervision.box,
+            overlap=supervision.overlap,
+            candidates=supervision.candidates,
+            max_frame_pairs=supervision.max_frame_pairs,
+            scale=supervision.scale_constants,
+            device=device,
+            progress=progress,
+        ),
+    )
+    masks = foreground(video, frames, features, backbone, cache, **common)
+    return Preprocessed(frames, features, tracklets, table_of(pairs, masks, features.size), masks)
+
+
+def foreground(
+    video: Video,
+    frames: UInt8[Tensor, "t 3 h w"],
+    features: FeatureMap,
+    backbone: Backbone,
+    cache: Path,
+    *,
+    device: torch.device | str = "cpu",
+    chunk: int = 4,
+    progress: Progress = silent,
+) -> Bool[Tensor, "t h2 w2"]:
+    """The video's own masks, or saliency of the backbone's last layer (§3), cached."""
+    if len(video.masks):
+        return video.masks
+    final = backbone.final()
+    path = cache_path(cache, video, "saliency", {"backbone": final.settings, "size": list(frames.shape[2:])})
+    same = final.settings == backbone.settings
+
+    def build() -> Masks:
+        last = features if same else extract_features(final, frames, chunk=chunk, device=device, progress=progress)
+        return Masks(saliency_masks(last))
+
+    return build_or_load(Masks, path, build).values

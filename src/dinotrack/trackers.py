@@ -1,0 +1,159 @@
+"""Inference without Lightning: the features of one video, a head, and a visibility rule make a tracker."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from dinotrack.equations import trajectory_agreement, unit
+from dinotrack.errors import DinotrackError
+from dinotrack.geometry import constant_scale, rescale, sample
+from dinotrack.networks import TrackerHead
+from dinotrack.progress import Progress, silent
+from dinotrack.structs import FeatureMap, Tracks
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Whatever turns queries of one video into tracks."""
+
+    def track(self, queries: Float[Tensor, "n 3"], *, progress: Progress = silent) -> Tracks:
+        """Tracks of (t, x, y) queries, in pixels of the video as loaded."""
+        ...
+
+
+@dataclass(frozen=True)
+class VisibilityRule:
+    """Trajectory agreement (§6): the cosines from which a frame is an anchor, and from which it may be visible."""
+
+    anchor: float = 0.7
+    visible: float = 0.6
+
+
+def check_queries(queries: Shaped[Tensor, "..."], frames: int, size: tuple[int, int]) -> None:
+    """Let pass (N, 3) rows (t, x, y) on frames 0 to `frames` - 1 of (W, H) `size`, edges included, also N = 0 (§0).
+
+    Raises:
+        DinotrackError: for another shape, or naming the first row that is not finite, between frames or outside.
+    """
+    if queries.ndim != 2 or queries.shape[1] != 3:
+        raise DinotrackError(f"queries have shape {tuple(queries.shape)}; expected (N, 3) rows of (t, x, y)")
+    t, x, y = queries.unbind(1)
+    width, height = size
+    _reject(~queries.isfinite().all(1), queries, "is not finite; expected numbers (t, x, y)")
+    _reject(t != t.round(), queries, "lies between frames; expected a whole number t")
+    _reject((t < 0) | (t >= frames), queries, f"is on no frame of the video; expected t in 0..{frames - 1}")
+    outside = (x < 0) | (y < 0) | (x > width) | (y > height)
+    _reject(outside, queries, f"lies outside the video; expected x in [0, {width}], y in [0, {height}]")
+
+
+def _reject(wrong: Shaped[Tensor, " n"], queries: Shaped[Tensor, "n 3"], why: str) -> None:
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        values = ", ".join(f"{value:g}" for value in queries[row].tolist())
+        raise DinotrackError(f"query {row} (t, x, y) = ({values}) {why}")
+
+
+class FeatureTracker:
+    """Tracks by the similarity of features (Eq. 2) with visibility by trajectory agreement (§6).
+
+    `features` at working resolution; `size` (W, H) and `fps` of the video as loaded; `memory` bounds, in bytes, what one chunk of
+    queries takes beside the features.
+    """
+
+    def __init__(
+        self,
+        features: FeatureMap,
+        head: TrackerHead,
+        size: tuple[int, int],
+        fps: float = 25.0,
+        *,
+        scale_constants: bool = True,
+        visibility: VisibilityRule = VisibilityRule(),
+        memory: float = 1e9,
+    ) -> None:
+        self.features, self.head, self.size, self.fps = features, head.eval(), size, fps
+        self.scale_constants, self.visibility, self.memory = scale_constants, visibility, memory
+
+    @property
+    def device(self) -> torch.device:
+        return self.features.values.device
+
+    @property
+    def frames(self) -> int:
+        return len(self.features)
+
+    def to(self, device: torch.device | str) -> "FeatureTracker":
+        """Move features and head to `device`, in place."""
+        self.features, self.head = self.features.to(device), self.head.to(device)
+        return self
+
+    @torch.no_grad()
+    def track(self, queries: Float[Tensor, "n 3"], *, progress: Progress = silent) -> Tracks:
+        """Tracks of (t, x, y) queries, in pixels of the video as loaded; the query's own frame returns the query.
+
+        Raises:
+            DinotrackError: for a query that is not on the video.
+        """
+        check_queries(queries, self.frames, self.size)
+        _, channels, height, width = self.features.values.shape
+        bytes_per_query = 4 * self.frames * (3 * channels + 2 * self.frames) + 4 * height * width
+        parts = queries.split(max(1, int(self.memory / 2 / bytes_per_query)))
+        found = [self._track(part.to(self.device).float(), progress) for part in parts]
+        columns = [torch.cat(column).cpu() for column in zip(*found, strict=True)] if found else self._nothing()
+        return Tracks(queries.cpu().float(), *columns, size=self.size, fps=self.fps)
+
+    def _nothing(self) -> tuple[Tensor, ...]:
+        shape = (0, self.frames)
+        return torch.zeros(*shape, 2), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+
+    def _track(self, queries: Float[Tensor, "n 3"], progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
+        frame = queries[:, 0].long()
+        query_xy = rescale(queries[:, 1:], self.size, self.features.size)
+        rows = torch.arange(len(queries), device=self.device)
+        wanted = self._sample(frame, query_xy)
+        xy = torch.stack([self.locate(wanted, t) for t in progress(range(self.frames), "tracks")], 1)
+        xy[rows, frame] = query_xy
+        along = torch.stack([self._sample(torch.full_like(frame, t), xy[:, t]) for t in range(self.frames)], 1)
+        cosine = F.cosine_similarity(along, along[rows, frame][:, None], dim=-1)
+        visible = self._visible(xy, along, cosine, progress)
+        visible[rows, frame] = True
+        on_video = rescale(xy, self.features.size, self.size)
+        on_video[rows, frame] = queries[:, 1:]  # exactly the query, not its rounded round trip
+        return on_video, visible, cosine.clamp(0, 1)
+
+    def _visible(
+        self,
+        xy: Float[Tensor, "n t 2"],
+        along: Float[Tensor, "n t c"],
+        cosine: Float[Tensor, "n t"],
+        progress: Progress,
+    ) -> Bool[Tensor, "n t"]:
+        """§6: median_k d_k(t) <= e_q and a cosine of at least `visibility.visible`."""
+        anchors = cosine >= self.visibility.anchor
+        distances = xy.new_zeros(len(xy), self.frames, self.frames)
+        for k in progress(range(self.frames), "visibility"):
+            chosen = anchors[:, k].nonzero().squeeze(1)
+            back = self.locate(along[chosen].flatten(0, 1), k).view(len(chosen), self.frames, 2)
+            distances[chosen, k] = (back - xy[chosen, k, None]).norm(dim=-1)
+        disagreement, limit = trajectory_agreement(distances, anchors)
+        return (disagreement <= limit[:, None]) & (cosine >= self.visibility.visible)
+
+    def _sample(self, frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
+        return sample(self.features.values, frame, xy, self.features.grid)
+
+    def locate(self, wanted: Float[Tensor, "n c"], frame: int) -> Float[Tensor, "n 2"]:
+        """Π: where each wanted feature is in `frame`, at working resolution."""
+        values = self.features.values[frame]
+        height, width = values.shape[1:]
+        target = unit(values.flatten(1).T.float()).T
+        scale = constant_scale(self.features.size) if self.scale_constants else 1.0
+        rows = max(1, int(self.memory / 2 / (4 * 3 * height * width)))
+        chunks = [
+            self.head((unit(part) @ target).view(len(part), height, width), self.features.grid, scale)
+            for part in wanted.split(rows)
+        ]
+        return torch.cat(chunks) if chunks else wanted.new_zeros(0, 2)

@@ -1,0 +1,243 @@
+"""What the commands do: preprocess, fit, track, run, demo. Each is handed a config and a folder for its results."""
+
+import json
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from dinotrack.cache import default_cache
+from dinotrack.data import SYNTHETIC, open_synthetic, open_video
+from dinotrack.data.export import save_csv, save_npz
+from dinotrack.data.queries import read_queries
+from dinotrack.errors import DinotrackError
+from dinotrack.evaluation import baselines, plain, score_clip, score_joints
+from dinotrack.methods.dino_tracker import load_dino_tracker, read_checkpoint
+from dinotrack.metrics import BadjaScores, TapVidScores, mean_over_videos
+from dinotrack.progress import shown
+from dinotrack.structs import Tracks, Video, write_atomically
+from dinotrack.trackers import Tracker
+from dinotrack.training.config import pick_device
+from dinotrack.training.datamodules import VideoDataModule
+from dinotrack.training.fit import prepare, train
+from dinotrack.training.stages import Stages
+from dinotrack.visualization import render_overlay
+
+log = logging.getLogger(__name__)
+CHECKPOINT = "tracker.ckpt"
+NAMES = {"raw_features": "raw features", "flow_chain": "chained flow", "dino_tracker": "fitted tracker"}
+
+
+def video_of(config: DictConfig) -> Video:
+    """The video that a config names; "synthetic" stands for the one that `synthetic.*` describes."""
+    path = str(config.video)
+    if path == "synthetic":
+        settings = OmegaConf.to_container(config.synthetic, resolve=True)
+        path = SYNTHETIC + json.dumps(settings, separators=(",", ":"))
+    return open_video(path, config.masks, start=config.start, stop=config.stop)
+
+
+def queries_of(config: DictConfig, video: Video) -> torch.Tensor:
+    """The queries that a config names, checked against the video."""
+    spec = config.queries if isinstance(config.queries, str) else OmegaConf.to_container(config.queries, resolve=True)
+    return read_queries(spec, video, frame=config.queries_frame, masked=config.queries_on_mask)  # type: ignore[arg-type]
+
+
+def save_config(config: DictConfig, folder: Path) -> None:
+    """Write the config as it was run."""
+    text = OmegaConf.to_yaml(config, resolve=True)
+    write_atomically(folder / "config.yaml", lambda name: name.write_text(text))
+
+
+def preprocess_command(config: DictConfig, folder: Path) -> None:
+    """Fill the cache for a video."""
+    video, stages = video_of(config), Stages()
+    with stages.stage("preprocess"):
+        data = prepare(config, video, shown)
+    save_config(config, folder)
+    stages.save(folder / "summary.json", video=about(video), **counts(data))
+    say(f"{describe_data(data)}; cached in {data.cache}")
+
+
+def fit_command(config: DictConfig, folder: Path) -> None:
+    """Preprocess and fit; the checkpoint lands in the run folder."""
+    video, stages = video_of(config), Stages()
+    _, data, tracker = fit_stages(config, folder, video, stages)
+    del tracker
+    stages.save(folder / "summary.json", video=about(video), **counts(data))
+    say(f"fitted; now: dinotrack track checkpoint={folder / CHECKPOINT} queries=grid:30")
+
+
+def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Preprocess, fit, track, render; with ground truth also score, and return the scores."""
+    video, stages = video_of(config), Stages()
+    queries = queries_of(config, video)
+    check_truth(config, video)
+    config, data, tracker = fit_stages(config, folder, video, stages)
+    with stages.stage("track"):
+        tracks = tracker.track(queries, progress=shown)
+    write_tracks(tracks, video, folder, config, stages)
+    scores: dict[str, Any] = {}
+    if is_synthetic(video) or config.truth:
+        with stages.stage("score"):
+            scores = score(config, data, tracker)
+        write_json(folder / "metrics.json", plain(scores))
+        Console().print(score_table(scores, "On this video"))
+    stages.save(folder / "summary.json", video=about(video), **counts(data), points=len(tracks))
+    say(
+        f"{len(tracks)} points over {len(video)} frames: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}"
+    )
+
+
+def track_command(config: DictConfig, folder: Path) -> None:
+    """Track queries with the checkpoint of a fit."""
+    stages = Stages()
+    path = config.video or read_checkpoint(config.checkpoint)["dinotrack"]["video"]["path"]
+    if not path:
+        raise DinotrackError(f"{config.checkpoint} was fitted to a video without a path; give video=")
+    video = open_video(str(path), config.masks, start=config.start, stop=config.stop)
+    queries = queries_of(config, video)
+    with stages.stage("load"):
+        tracker = load_dino_tracker(
+            config.checkpoint,
+            video,
+            cache=Path(config.cache_dir).expanduser() if config.cache_dir else default_cache(),
+            device=pick_device(config.device),
+            memory=float(config.memory),
+            progress=shown,
+        )
+    with stages.stage("track"):
+        tracks = tracker.track(queries, progress=shown)
+    save_config(config, folder)
+    write_tracks(tracks, video, folder, config, stages)
+    stages.save(folder / "summary.json", video=about(video), points=len(tracks))
+    say(f"{len(tracks)} points over {len(video)} frames in {folder}")
+
+
+def demo_command(config: DictConfig, folder: Path) -> None:
+    """Run on a few synthetic videos and print the fitted tracker beside its baselines, averaged over the seeds."""
+    scores: dict[str, list[TapVidScores]] = {}
+    for seed in config.seeds:
+        say(f"synthetic video {seed}")
+        each = OmegaConf.merge(config, {"synthetic": {"seed": seed}})
+        for name, values in run_command(each, folder / f"seed-{seed}").items():  # type: ignore[arg-type]
+            scores.setdefault(name, []).append(values)
+    means = {name: mean_over_videos(values) for name, values in scores.items()}
+    write_json(folder / "demo.json", {"seeds": list(config.seeds), "mean": plain(means)})
+    Console().print(score_table(means, f"Mean over synthetic videos {list(config.seeds)}, TAP-Vid strided, %"))
+    for line in verdict(means):
+        say(line)
+    say(f"overlay: {folder / f'seed-{config.seeds[0]}' / 'overlay.mp4'}")
+
+
+def fit_stages(
+    config: DictConfig, folder: Path, video: Video, stages: Stages
+) -> tuple[DictConfig, VideoDataModule, Any]:
+    """Preprocess and fit, measured; writes config and checkpoint."""
+    with stages.stage("preprocess"):
+        data = prepare(config, video, shown)
+    say(describe_data(data))
+    save_config(config, folder)
+    with stages.stage("fit"):
+        tracker = train(config, data, shown, folder)
+    tracker.save(folder / CHECKPOINT)
+    return config, data, tracker
+
+
+def write_tracks(tracks: Tracks, video: Video, folder: Path, config: DictConfig, stages: Stages) -> None:
+    """Tracks as NPZ and CSV, and the overlay."""
+    save_npz(tracks, folder / "tracks.npz")
+    save_csv(tracks, folder / "tracks.csv")
+    if config.render:
+        with stages.stage("render"):
+            render_overlay(video, tracks, folder / "overlay.mp4", trail=config.trail)
+
+
+def is_synthetic(video: Video) -> bool:
+    return video.path.startswith(SYNTHETIC)
+
+
+def check_truth(config: DictConfig, video: Video) -> None:
+    """Read ground truth before the long part of a run, so that a wrong file fails at once."""
+    if config.truth:
+        score_joints({}, video, config.truth)
+
+
+def score(
+    config: DictConfig, data: VideoDataModule, tracker: Tracker
+) -> dict[str, TapVidScores] | dict[str, BadjaScores]:
+    """The fitted tracker and its baselines against the ground truth of the run."""
+    video, store = data.video, data.store.to("cpu")
+    rules = {"scale_constants": store.scale_constants, "visibility": instantiate(config.method.visibility)}
+    trackers = {**baselines(video, store.features, store.images, data.flow, **rules), "dino_tracker": tracker}
+    if is_synthetic(video):
+        clip = open_synthetic(video.path)
+        return score_clip(trackers, clip)
+    return score_joints(trackers, video, config.truth)
+
+
+def score_table(scores: Any, title: str) -> Table:
+    """Scores of each method as a table; per-threshold lists are left to the JSON file."""
+    kinds = next(iter(scores.values()))
+    columns = [f.name for f in fields(kinds) if isinstance(getattr(kinds, f.name), float)]
+    table = Table("method", *(NICE.get(column, column) for column in columns), title=title)
+    for name, values in scores.items():
+        table.add_row(NAMES.get(name, name), *(f"{getattr(values, column):.1f}" for column in columns))
+    return table
+
+
+NICE = {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ", "delta_seg": "δ_seg", "delta_3px": "δ_3px"}
+
+
+def verdict(means: dict[str, TapVidScores]) -> list[str]:
+    """Whether the fit is ahead of each baseline on δ_avg and AJ; a miss is called a miss."""
+    ours, lines = means["dino_tracker"], []
+    for name, theirs in means.items():
+        if name != "dino_tracker":
+            for label, key in (("δ_avg", "delta_avg"), ("AJ", "aj")):
+                ahead = getattr(ours, key) - getattr(theirs, key)
+                lines.append(f"{'ahead' if ahead > 0 else 'MISS'}: {label} {ahead:+.1f} against {NAMES[name]}")
+    return lines
+
+
+def about(video: Video) -> dict[str, Any]:
+    return {
+        "path": video.path,
+        "frames": len(video),
+        "size": list(video.size),
+        "fps": video.fps,
+        "hash": video.content_hash,
+    }
+
+
+def counts(data: VideoDataModule) -> dict[str, Any]:
+    store = data.store
+    return {
+        "working_size": list(store.features.size),
+        "tokens": list(store.features.values.shape[2:]),
+        "tracklets": len(store.tracklets),
+        "best_buddies": len(store.best_buddies.source),
+    }
+
+
+def describe_data(data: VideoDataModule) -> str:
+    """One line about what preprocessing found."""
+    found, (width, height) = counts(data), data.store.features.size
+    rows, columns = found["tokens"]
+    pairs = f"{found['tracklets']:,} tracklets, {found['best_buddies']:,} best buddies"
+    return f"{len(data.video)} frames at {width}x{height}, {columns}x{rows} tokens; {pairs}"
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomically(path, lambda name: name.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def say(line: str) -> None:
+    """A line for the user, on standard output."""
+    Console(highlight=False, soft_wrap=True).print(line)

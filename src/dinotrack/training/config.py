@@ -1,0 +1,86 @@
+"""From configs to objects: the one place where Hydra's `instantiate` is called."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dinotrack.errors import DinotrackError
+from dinotrack.progress import Progress, silent
+from dinotrack.structs import Video
+from dinotrack.training.datamodules import VideoDataModule
+from dinotrack.training.modules import DinoTrackerModule
+
+
+def config_folder() -> Path:
+    """`conf/`: beside the package in a wheel, at the root of a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    folders = [package / "conf", package.parents[1] / "conf"]
+    for folder in folders:
+        if (folder / "run.yaml").is_file():
+            return folder
+    raise DinotrackError(f"dinotrack's configs are in neither {folders[0]} nor {folders[1]}; install it again")
+
+
+def compose_config(name: str = "fit", experiment: str | None = None, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a command as the command line would compose it.
+
+    Raises:
+        DinotrackError: for an unknown experiment or override.
+    """
+    chosen = [f"experiment={experiment}"] if experiment else []
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+            return compose(name, overrides=[*chosen, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise DinotrackError(f"the config cannot be composed: {' '.join(str(error).split())[:300]}") from error
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `device=` names; "auto" takes CUDA where there is one.
+
+    Raises:
+        DinotrackError: for a device that torch does not know or have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DinotrackError(f"device={name}: torch knows no such device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DinotrackError(f"device={name}: this machine has no CUDA device; use device=cpu")
+    return device
+
+
+def make_data(config: DictConfig, video: Video, progress: Progress = silent) -> VideoDataModule:
+    """The data module of a config."""
+    size: Any = OmegaConf.to_container(config).get("size") if config.size is not None else None  # type: ignore[union-attr]
+    return VideoDataModule(
+        video,
+        instantiate(config.backbone),
+        instantiate(config.flow),
+        cache=config.cache_dir,
+        resolution=config.resolution,
+        size=(int(size[0]), int(size[1])) if size else None,
+        supervision=instantiate(config.supervision),
+        batch=instantiate(config.method.batch),
+        seed=config.seed,
+        device=pick_device(config.device),
+        progress=progress,
+    )
+
+
+def make_module(config: DictConfig, channels: int) -> DinoTrackerModule:
+    """The module of a config, its Delta-DINO as wide as the backbone."""
+    delta = instantiate(config.method.delta, channels=channels)
+    losses = {str(name): instantiate(term) for name, term in config.losses.items()}
+    visibility = instantiate(config.method.visibility)
+    parts = {"delta": delta, "head": instantiate(config.method.head), "losses": losses, "visibility": visibility}
+    return instantiate(config.method.module, **parts, _convert_="object")

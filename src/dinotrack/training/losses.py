@@ -1,0 +1,182 @@
+"""The objective (Eq. 5, method §4): each term an object with a weight and a start."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dinotrack.equations import angle_prior, contrastive_loss, norm_prior, position_loss, unit
+from dinotrack.geometry import constant_scale, corners, nearest_cell, normalise
+from dinotrack.networks import TrackerHead
+from dinotrack.structs import Pairs
+from dinotrack.training.batch import Batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the losses of one step see: the batch, its refined features, and the head."""
+
+    batch: Batch
+    refined: Float[Tensor, "b c h w"]
+    head: TrackerHead
+
+    @cached_property
+    def rows(self) -> Float[Tensor, "b cells c"]:
+        """Refined features, one token a row."""
+        return self.refined.flatten(2).transpose(1, 2).contiguous()
+
+    @cached_property
+    def tokens(self) -> Float[Tensor, "b cells c"]:
+        """The rows at unit length, for cosines; normalised once a step."""
+        return unit(self.rows)
+
+    def locate(self, pairs: Pairs) -> Float[Tensor, "n 2"]:
+        """Π(x^i, j): where the head finds each pair's source in its target frame, at working resolution."""
+        grid, scale = self.batch.grid, constant_scale(self.batch.size) if self.batch.scale_constants else 1.0
+        height, width = self.refined.shape[2:]
+        cells, weights = corners(pairs.source_xy, grid, height, width)
+        rows = self.rows.flatten(0, 1)[cells + pairs.source[:, None] * (height * width)]
+        wanted = unit(torch.einsum("nk,nkc->nc", weights, rows))
+        order = pairs.target.argsort(stable=True)
+        counts = torch.bincount(pairs.target, minlength=len(self.refined)).tolist()
+        parts = zip(wanted[order].split(counts), self.tokens, strict=True)
+        maps = torch.cat([part @ target.T for part, target in parts])
+        found = self.head(maps.view(-1, height, width), grid, scale)
+        return torch.empty_like(found).index_copy(0, order, found)
+
+    def normalised(self, xy: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """Positions in the losses' units."""
+        return normalise(xy, self.batch.size)
+
+
+@dataclass
+class LossTerm:
+    """A term of Eq. 5. It counts from `start` on: a step (int), or a share of the run (float, 0.5 is half-way)."""
+
+    weight: float
+    start: int | float = 0
+
+    def begins(self, steps: int) -> int:
+        """The 0-based step at which the term starts in a run of `steps` steps."""
+        return round(self.start * steps) if isinstance(self.start, float) else self.start
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        """The unweighted term; zero where there is nothing to compare."""
+        raise TypeError(f"{type(self).__name__} defines no loss")
+
+
+def nothing(step: Step) -> Float[Tensor, ""]:
+    """Zero, on the right device."""
+    return step.refined.new_zeros(())
+
+
+@dataclass
+class FlowLoss(LossTerm):
+    """L_flow: Huber loss of Π(x^i, j) against the tracklet's position, mean over pairs and coordinates (§4)."""
+
+    weight: float = 1.0
+    delta: float = 1 / 32
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        pairs = step.batch.flow
+        if not len(pairs):
+            return nothing(step)
+        found = step.normalised(step.locate(pairs))
+        return position_loss(found, step.normalised(pairs.target_xy), delta=self.delta).mean()
+
+
+def both_ways(step: Step, pairs: Pairs, temperature: float) -> Float[Tensor, " n"]:
+    """½(l_ij + l_ji) of best buddies, gradients reaching both frames (§4)."""
+    height, width = step.refined.shape[2:]
+    source = nearest_cell(pairs.source_xy, step.batch.grid, height, width)
+    target = nearest_cell(pairs.target_xy, step.batch.grid, height, width)
+    losses = pairs.weight.new_zeros(len(pairs))
+    for (i, j), rows in by_frames(pairs):
+        (a, b), (here, there) = (source[rows], target[rows]), (step.tokens[i], step.tokens[j])
+        forth = contrastive_loss(here[a] @ there.T, b, temperature=temperature)
+        back = contrastive_loss(there[b] @ here.T, a, temperature=temperature)
+        losses = losses.index_add(0, rows, (forth + back) / 2)
+    return losses
+
+
+def by_frames(pairs: Pairs) -> list[tuple[tuple[int, int], Int[Tensor, " k"]]]:
+    """Rows of the pairs between each two frames."""
+    frames, number = torch.stack([pairs.source, pairs.target], 1).unique(dim=0, return_inverse=True)
+    return [((int(i), int(j)), (number == k).nonzero().squeeze(1)) for k, (i, j) in enumerate(frames.tolist())]
+
+
+@dataclass
+class BestBuddyLoss(LossTerm):
+    """L_dino-bb: weighted contrastive loss of DINO best buddies, its sum over `divisor` (§4, [C]; [P] divides by their number)."""
+
+    weight: float = 25e-5
+    divisor: float = 700.0
+    temperature: float = 0.1
+
+    def pairs(self, step: Step) -> Pairs:
+        return step.batch.best_buddies
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        pairs = self.pairs(step)
+        if not len(pairs):
+            return nothing(step)
+        return (pairs.weight * both_ways(step, pairs, self.temperature)).sum() / self.divisor
+
+
+@dataclass
+class RefinedBestBuddyLoss(BestBuddyLoss):
+    """L_rfn-bb: the same loss on best buddies of refined features, found during the fit (§4, [C])."""
+
+    weight: float = 5e-5
+    start: int | float = 0.5
+    divisor: float = 900.0
+
+    def pairs(self, step: Step) -> Pairs:
+        return step.batch.refined
+
+
+@dataclass
+class CycleLoss(LossTerm):
+    """L_rfn-cc: cycle-consistent pairs found during the fit, half the Huber loss of either direction (§4)."""
+
+    weight: float = 0.5
+    start: int | float = 0.5
+    delta: float = 1 / 32
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        pairs = step.batch.cycle
+        if not len(pairs):
+            return nothing(step)
+        losses = [
+            position_loss(step.normalised(step.locate(way)), step.normalised(way.target_xy), delta=self.delta)
+            for way in (pairs, pairs.flip())
+        ]
+        return (pairs.weight[:, None] * (losses[0] + losses[1]) / 2).mean()
+
+
+@dataclass
+class PriorLoss(LossTerm):
+    """L_prior: norms and angles of refined features stay near the raw ones, mean over tokens and frames (§4)."""
+
+    weight: float = 1e-4
+
+    def __call__(self, step: Step) -> Float[Tensor, ""]:
+        refined, raw = step.refined.movedim(1, -1), step.batch.features.float().movedim(1, -1)
+        return (norm_prior(refined, raw) + angle_prior(refined, raw)).mean()
+
+
+@dataclass
+class LossTerms:
+    """Eq. 5: L = Σ λ·L over the terms that have started."""
+
+    terms: dict[str, LossTerm] = field(default_factory=lambda: dict[str, LossTerm]())
+
+    def __call__(self, step: Step, number: int, steps: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The weighted sum at 0-based step `number` of `steps`, and each active term unweighted."""
+        active = {k: v for k, v in self.terms.items() if v.weight and number >= v.begins(steps)}
+        values = {name: term(step) for name, term in active.items()}
+        weighted: Sequence[Tensor] = [active[name].weight * value for name, value in values.items()]
+        return torch.stack([nothing(step), *weighted]).sum(), values

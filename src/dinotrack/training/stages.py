@@ -1,0 +1,78 @@
+"""How long each stage of a run took, and its peak memory."""
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dinotrack
+from dinotrack.structs import write_atomically
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Seconds of wall clock; peak memory in MB of the process, and of the GPU where there is one (else 0)."""
+
+    name: str
+    seconds: float
+    peak_memory_mb: float
+    peak_gpu_memory_mb: float
+
+
+@dataclass
+class Stages:
+    """The stages of one run, in their order."""
+
+    done: list[Stage] = field(default_factory=lambda: list[Stage]())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what happens inside."""
+        start_peak()
+        begin = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begin
+        gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
+        self.done.append(Stage(name, round(seconds, 3), round(peak_bytes() / 1e6, 1), round(gpu, 1)))
+
+    def save(self, path: Path, **more: Any) -> None:
+        """Write the summary as JSON, with versions and hardware."""
+        summary = {"stages": [asdict(stage) for stage in self.done], **more, "environment": environment()}
+        write_atomically(path, lambda name: name.write_text(json.dumps(summary, indent=2) + "\n"))
+
+
+def start_peak() -> None:
+    """Reset the high-water marks where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> float:
+    """High-water mark of resident memory: since `start_peak` on Linux, of the whole process elsewhere."""
+    with suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * float(next(line for line in status if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as results keep them."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "dinotrack": dinotrack.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
