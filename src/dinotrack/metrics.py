@@ -70,8 +70,8 @@ def tapvid_metrics(
     queries: Float[Tensor, "n 3"],
     gt_xy: Float[Tensor, "n t 2"],
     gt_visible: Bool[Tensor, "n t"],
-    pred_xy: Float[Tensor, "n t 2"],
-    pred_visible: Bool[Tensor, "n t"],
+    pred_xy: Float[Tensor, "m s 2"],
+    pred_visible: Bool[Tensor, "m s"],
     size: tuple[int, int],
     mode: str = "strided",
     thresholds: Sequence[float] = THRESHOLDS,
@@ -87,7 +87,7 @@ def tapvid_metrics(
         DinotrackError: for an unknown mode, or predictions and ground truth that do not match.
     """
     _check_mode(mode)
-    _check_shapes(gt_xy, queries[:, None, 1:].expand(-1, gt_xy.shape[1], -1), pred_xy, gt_visible, pred_visible)
+    _check_shapes(gt_xy, pred_xy, pred_visible)
     frame, asked = torch.arange(gt_xy.shape[1], device=gt_xy.device), queries[:, :1].round()
     evaluated = frame > asked if mode == "first" else frame != asked
     near = _distance(pred_xy, gt_xy, size, resolution)[..., None] < _thresholds(thresholds, gt_xy)
@@ -107,10 +107,10 @@ def occlusion_rate(gt_visible: Bool[Tensor, "n t"]) -> Float[Tensor, " n"]:
 
 
 def badja_metrics(
-    pred_xy: Float[Tensor, "n f 2"],
+    pred_xy: Float[Tensor, "m s 2"],
     gt_xy: Float[Tensor, "n f 2"],
     gt_visible: Bool[Tensor, "n f"],
-    areas: Float[Tensor, " f"],
+    areas: Float[Tensor, " a"],
     frames: Int[Tensor, " f"],
     query_frames: Int[Tensor, " n"],
     share: float = 0.2,
@@ -122,14 +122,11 @@ def badja_metrics(
     distances against `share` · √(foreground area of that frame in pixels), δ_3px against `pixels`.
 
     Raises:
-        DinotrackError: for predictions, ground truth, areas and frames that do not match.
+        DinotrackError: for predictions that do not match the ground truth, or areas that do not match the frames.
     """
-    _check_shapes(gt_xy, pred_xy, gt_xy, gt_visible, gt_visible)
-    if not len(areas) == len(frames) == gt_xy.shape[1] or len(query_frames) != len(gt_xy):
-        raise DinotrackError(
-            f"{len(areas)} areas, {len(frames)} frames and {len(query_frames)} query frames for "
-            f"{len(gt_xy)} joints in {gt_xy.shape[1]} frames; give one for each"
-        )
+    _check_shapes(gt_xy, pred_xy)
+    if len(areas) != len(frames):
+        raise DinotrackError(f"{len(areas)} foreground areas for {len(frames)} annotated frames; give one for each")
     distance = (pred_xy.double() - gt_xy.double()).norm(dim=-1)
     counted = gt_visible & (frames != 0)
     later = counted & (frames != query_frames[:, None])

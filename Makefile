@@ -1,0 +1,42 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: help install demo test check test-slow format golden clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## .venv with dinotrack and all that its checks need
+
+demo: install  ## the main job on three synthetic videos, beside two baselines
+	$(BIN)/dinotrack demo
+
+test: install  ## the tests, at most 5 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow" --durations=10
+
+check: install  ## formatting, lint, types, rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test-slow: install  ## what is too long for `make test`: notebooks, the wheel, the demo's experiments
+	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:jaxtyping notebooks
+
+format: install  ## format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/nbstripout notebooks/*.ipynb
+
+clean:  ## remove what was made here
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
