@@ -160,12 +160,8 @@ def test_nothing_to_score_is_nan():
     assert scores.delta.isnan().all()
     assert scores.jaccard.isnan().all()
     assert all(math.isnan(score) for score in (scores.delta_avg, scores.oa, scores.aj))
-    hidden = torch.zeros(2, 4, dtype=torch.bool)
-    assert (
-        len(sample_queries(torch.zeros(2, 4, 2), hidden)[0])
-        == len(sample_queries(torch.zeros(2, 4, 2), hidden, "first")[0])
-        == 0
-    )
+    hidden = torch.zeros(2, 4, 2), torch.zeros(2, 4, dtype=torch.bool)
+    assert all(len(sample_queries(*hidden, mode)[0]) == 0 for mode in ("strided", "first"))
 
 
 def test_sample_queries_by_hand():
@@ -192,6 +188,10 @@ def test_mismatches_are_refused():
         tapvid_metrics(queries, gt, seen, pred, claimed, (9, 9), "last")
     with pytest.raises(DinotrackError, match="mode"):
         sample_queries(gt, seen, "last")
+    with pytest.raises(DinotrackError, match="ground truth"):
+        tapvid_metrics(queries, gt, seen, pred[1:], claimed[1:], (9, 9))
+    with pytest.raises(DinotrackError, match="ground truth"):
+        tapvid_metrics(queries, gt, seen, pred[:, 1:], claimed[:, 1:], (9, 9))
     with pytest.raises(DinotrackError, match="stride"):
         sample_queries(gt, seen, stride=0)
     with pytest.raises(DinotrackError, match="no videos"):
@@ -245,9 +245,12 @@ def test_badja_empty_and_mismatched():
     scores = badja_metrics(*none, torch.ones(3), torch.arange(3), torch.zeros(0, dtype=torch.long))
     assert math.isnan(scores.delta_seg)
     assert math.isnan(scores.delta_3px_later)
-    one = torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool)
-    with pytest.raises(DinotrackError, match="query frames"):
-        badja_metrics(*one, torch.ones(3), torch.arange(3), torch.zeros(2, dtype=torch.long))
+    one = torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool)
+    frames, asked = torch.arange(3), torch.zeros(1, dtype=torch.long)
+    with pytest.raises(DinotrackError, match="2 foreground areas"):
+        badja_metrics(one[0], *one, torch.ones(2), frames, asked)
+    with pytest.raises(DinotrackError, match="ground truth"):
+        badja_metrics(one[0][:, :2], *one, torch.ones(3), frames, asked)
 
 
 def test_means_leave_out_videos_without_a_score():

@@ -101,11 +101,12 @@ def limit_drift(
     The direct flow counts where it is itself cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some
     tracklet spans are computed.
     """
-    length = tracklets.length.clone()
+    length, device = tracklets.length.clone(), tracklets.xy.device
     # Chains that start together are in one slice, because they are numbered by their first frame.
-    bounds = torch.searchsorted(tracklets.start.contiguous(), torch.arange(len(frames) + 1, dtype=torch.int32)).tolist()
+    edges = torch.arange(len(frames) + 1, dtype=tracklets.start.dtype, device=device)
+    bounds = torch.searchsorted(tracklets.start.contiguous(), edges).tolist()
     for i in progress(range(len(frames) - 2), "drift check"):
-        group = torch.arange(bounds[i], bounds[i + 1])
+        group = torch.arange(bounds[i], bounds[i + 1], device=device)
         for j in range(i + 2, len(frames)):
             group = group[length[group] > j - i]
             if not len(group):
@@ -125,14 +126,19 @@ def build_tracklets(
     gamma: float = 1.5,
     gamma_long: float = 2.5,
     scale: bool = True,
+    device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Tracklets:
-    """Flow tracklets of a video at working resolution (§3); `scale` takes γ_of and γ_lng as pixels at a long side of 854."""
+    """Flow tracklets of a video at working resolution (§3); `scale` takes γ_of and γ_lng as pixels at a long side of 854.
+
+    `flow` sees the frames on `device`, and the points are followed there; the tracklets come back on the CPU.
+    """
     size = (frames.shape[3], frames.shape[2])
-    factor = constant_scale(size) if scale else 1.0
+    factor, frames = constant_scale(size) if scale else 1.0, frames.to(device)
     forward, backward = consecutive_flows(frames, flow, progress)
     chained = chain(forward, backward, gamma=gamma * factor, progress=progress)
-    return limit_drift(chained, frames, flow, gamma=gamma * factor, gamma_long=gamma_long * factor, progress=progress)
+    limits = {"gamma": gamma * factor, "gamma_long": gamma_long * factor}
+    return limit_drift(chained, frames, flow, **limits, progress=progress).to("cpu")
 
 
 def nearest_last_frames(
@@ -151,8 +157,8 @@ def nearest_last_frames(
     xy = tracklets.at(alive, torch.full_like(alive, frame))
     cell = nearest_cell(xy, grid, height, width)
     distance = (xy - tokens[cell]).norm(dim=1)
-    # Sorted by distance, then stably by cell: the first row of each cell is its nearest tracklet.
-    order = distance.argsort()
+    # Sorted by distance, then stably by cell: the first row of each cell is its nearest tracklet, of equals the earliest.
+    order = distance.argsort(stable=True)
     order = order[cell[order].argsort(stable=True)]
     first = torch.cat([cell.new_ones(1, dtype=torch.bool), cell[order].diff() != 0])
     nearest = torch.full((len(tokens),), -1, device=tokens.device)

@@ -103,7 +103,7 @@ def preprocess(
     tracklets = build_or_load(
         Tracklets,
         cache_path(cache, video, "tracklets", key_flow),
-        lambda: build_tracklets(frames, flow, **of_flow, progress=progress),
+        lambda: build_tracklets(frames, flow.to(device), **of_flow, device=device, progress=progress),
     )
     if not len(tracklets):
         raise DinotrackError(

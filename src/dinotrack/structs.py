@@ -96,7 +96,8 @@ class Video(TensorStruct):
         if count < 2:
             raise DinotrackError(f"{self.path or 'the video'} has {count} frame(s); tracking needs at least 2")
         if len(self.masks) == 0:
-            object.__setattr__(self, "masks", torch.zeros(0, height, width, dtype=torch.bool))
+            empty = torch.zeros(0, height, width, dtype=torch.bool, device=self.frames.device)
+            object.__setattr__(self, "masks", empty)
         elif self.masks.shape != (count, height, width):
             raise DinotrackError(
                 f"masks are {tuple(self.masks.shape)}, the video needs {(count, height, width)}: one per frame, of its size"
