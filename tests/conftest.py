@@ -1,14 +1,14 @@
-"""What all tests share: few threads, and a cache of their own."""
+"""What all tests share: one thread, a cache of their own, and a way around the guard."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
-# Small tensors on a shared machine: more threads only cost.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Small tensors gain nothing from more, and on a busy machine two threads that wait for each other cost thirty times as much.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,7 +20,21 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def same_weights_every_run() -> None:
+    """Networks that a test does not seed start the same in every run, alone or after others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     """Random numbers that are the same in every run."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def unguarded() -> Iterator[None]:
+    """No checks of shapes and types, as outside tests, where our own errors must answer for wrong ones."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from twins import array, bilinear
 
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import (
@@ -27,6 +26,7 @@ from dinotrack.geometry import (
     working_size,
 )
 from dinotrack.structs import PIXELS, Grid
+from twins import array, bilinear
 
 GRIDS = [Grid(7.0, 7.0), Grid(7.0, 3.5), Grid(14.0, 7.0), Grid(8.0, 0.5), PIXELS]
 

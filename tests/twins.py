@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dinotrack.networks import TrackerHead
@@ -38,11 +39,10 @@ def convolve(maps: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarr
     """3×3 cross-correlation of (c, h, w) maps with zero padding 1."""
     height, width = maps.shape[1:]
     padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)))
-    out = np.zeros((len(weight), height, width))
-    for o in range(len(weight)):
-        for i in range(height):
-            for j in range(width):
-                out[o, i, j] = (padded[:, i : i + 3, j : j + 3] * weight[o]).sum() + bias[o]
+    out = np.zeros((len(weight), height, width)) + bias[:, None, None]
+    for a in range(3):
+        for b in range(3):
+            out += np.einsum("oc,chw->ohw", weight[:, :, a, b], padded[:, a : a + height, b : b + width])
     return out
 
 
@@ -105,3 +105,54 @@ def match(head: TrackerHead, wanted: np.ndarray, target: np.ndarray, grid: Grid,
         for j in range(width):
             similarities[i, j] = cosine(wanted, target[:, i, j])
     return locate(head, similarities, grid, scale)
+
+
+def benign_head(**options: object) -> TrackerHead:
+    """A head whose normalised kernels stay of order 1, so that float32 and float64 agree."""
+    head = TrackerHead(**options)  # type: ignore[arg-type]
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=rng) - (0.25 if parameter.ndim > 1 else 0.5))
+    return head
+
+
+def overlap_twin(a: np.ndarray, b: np.ndarray, side: float) -> float:
+    """Intersection over union of the boxes of `side` around two centres, from their edges."""
+    width = min(a[0], b[0]) + side / 2 - (max(a[0], b[0]) - side / 2)
+    height = min(a[1], b[1]) + side / 2 - (max(a[1], b[1]) - side / 2)
+    intersection = max(width, 0) * max(height, 0)
+    return intersection / (2 * side * side - intersection)
+
+
+def ambiguity_twin(
+    values: np.ndarray, xy: np.ndarray, side: float = 60.0, overlap: float = 0.2, candidates: int = 400
+) -> float:
+    """s_2 / s_1 after literal greedy non-maximum suppression of the `candidates` highest similarities."""
+    waiting = sorted(range(len(values)), key=lambda n: -values[n])[:candidates]
+    kept: list[int] = []
+    while waiting:
+        best = waiting.pop(0)
+        kept.append(best)
+        waiting = [n for n in waiting if overlap_twin(xy[best], xy[n], side) <= overlap]
+    if len(kept) < 2:
+        return 0.0
+    return min(max(values[kept[1]] / max(values[kept[0]], 1e-8), 0.0), 1.0)
+
+
+Point = tuple[float, float]
+
+
+def step_twin(flow: np.ndarray, point: Point) -> Point:
+    """x + f(x), f bilinear between pixel centres and clamped to the outermost."""
+    _, height, width = flow.shape
+    u, v = min(max(point[0] - 0.5, 0.0), width - 1.0), min(max(point[1] - 0.5, 0.0), height - 1.0)
+    j, i = min(int(u), width - 2), min(int(v), height - 2)
+    a, b = u - j, v - i
+    value = (1 - b) * ((1 - a) * flow[:, i, j] + a * flow[:, i, j + 1])
+    value = value + b * ((1 - a) * flow[:, i + 1, j] + a * flow[:, i + 1, j + 1])
+    return point[0] + float(value[0]), point[1] + float(value[1])
+
+
+def within(point: Point, height: int, width: int) -> bool:
+    return 0 <= point[0] < width and 0 <= point[1] < height

@@ -10,9 +10,11 @@ from kornia.feature import DenseSIFTDescriptor
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from dinotrack.colours import CHANNELS, colour_histograms
 from dinotrack.errors import DinotrackError
+from dinotrack.geometry import resample
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import FeatureMap, Grid
+from dinotrack.structs import PIXELS, FeatureMap, Grid
 from dinotrack.vits import build_vit, vit_skeleton
 
 LUMA = (0.299, 0.587, 0.114)
@@ -47,22 +49,33 @@ class DenseSift:
     kornia pads the maps of pooled bins by a whole number of pixels; the padding chosen here puts the first token as near
     to stride / 2 as it goes, from below, so that the tokens cover the frame: H // stride rows of them where H is a
     multiple of the stride. `scale` multiplies the unit-norm descriptor; the default gives the channels an RMS of 1.
+    A `colour` weight above 0 appends soft colour histograms, of that norm against the descriptor's. `centred` subtracts from
+    either its mean over channels, so that cosines are correlations: descriptors have no negative entries, and without it even
+    unrelated ones are alike.
 
     Raises:
-        DinotrackError: when stride or spatial_bin_size is not a positive whole number.
+        DinotrackError: when stride or spatial_bin_size is not a positive whole number, or colour is negative.
     """
 
-    channels = 128
-
     def __init__(
-        self, stride: int = 7, spatial_bin_size: int = 4, scale: float = math.sqrt(channels), rootsift: bool = True
+        self,
+        stride: int = 7,
+        spatial_bin_size: int = 4,
+        scale: float = math.sqrt(128),
+        rootsift: bool = True,
+        colour: float = 0.0,
+        centred: bool = False,
     ) -> None:
+        if colour < 0:
+            raise DinotrackError(f"colour={colour}: the weight of colour beside SIFT; expected 0 (none) or more")
         if stride < 1 or spatial_bin_size < 1:
             raise DinotrackError(
                 f"stride={stride}, spatial_bin_size={spatial_bin_size}: dense SIFT needs both at least 1"
             )
         self.stride = stride
-        self.scale = scale
+        self.scale, self.colour, self.centred = scale, colour, centred
+        self.channels = 128 + (CHANNELS if colour else 0)
+        self.sigma = spatial_bin_size / 3
         self.centre = unpadded_centre(spatial_bin_size)
         padding = max(0, math.ceil(self.centre - stride / 2))
         self.grid = Grid(stride=float(stride), offset=self.centre - padding)
@@ -75,6 +88,8 @@ class DenseSift:
             "spatial_bin_size": spatial_bin_size,
             "scale": scale,
             "rootsift": rootsift,
+            "colour": colour,
+            "centred": centred,
         }
 
     @torch.no_grad()
@@ -90,7 +105,11 @@ class DenseSift:
                 f"a {width}x{height} frame has no room for SIFT at stride {self.stride}; raise resolution"
             )
         grey = torch.einsum("bchw,c->bhw", images.float(), images.new_tensor(LUMA, dtype=torch.float32))
-        return self.descriptor(grey.unsqueeze(1)) * self.scale
+        parts = [self.descriptor(grey.unsqueeze(1)) * self.scale]
+        if self.colour:
+            histograms = colour_histograms(images.float(), self.sigma) * (self.scale * self.colour)
+            parts.append(resample(histograms, PIXELS, self.grid, *parts[0].shape[2:]))
+        return torch.cat([part - part.mean(1, keepdim=True) if self.centred else part for part in parts], 1)
 
     def to(self, device: torch.device | str) -> "DenseSift":
         """Move to `device`, in place."""

@@ -138,7 +138,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DinotrackError(f"{path} is not a readable checkpoint ({reason[:120]}); fit again") from error
-    if not isinstance(content, dict) or not {"state_dict", "dinotrack"} <= content.keys():
+    parts = [content.get(name) for name in ("state_dict", "dinotrack")] if isinstance(content, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise DinotrackError(f"{path} holds no dinotrack tracker; pass the tracker.ckpt of a run folder")
     if content["dinotrack"].get("format") != FORMAT:
         raise DinotrackError(

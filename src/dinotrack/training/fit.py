@@ -68,12 +68,12 @@ def train(
     """Fit the networks of a config to prepared data; loggers write to `folder`."""
     L.seed_everything(config.seed, verbose=False)
     module = make_module(config, data.backbone.channels)
-    trainer = make_trainer(config, progress is not silent, folder)
     with warnings.catch_warnings():
-        # True of every fit, and no fault: the loader must have no workers, and the run is counted in steps.
+        # True of every fit, and no fault: the loader must have no workers, and the run folder already holds the config.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
-        trainer.fit(module, data)
+        make_trainer(config, progress is not silent, folder).fit(module, data)
     return finish(module, data, float(config.memory), pick_device(config.device))
 
 

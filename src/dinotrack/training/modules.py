@@ -41,7 +41,7 @@ class DinoTrackerModule(L.LightningModule):
     """Delta-DINO and the tracker head, fitted by Adam with the published learning rates (method §5).
 
     The ViT is not in the module: its features come with the minibatch, and a checkpoint is a few tens of MB. `decay_on` is the
-    part whose learning rate is multiplied by `decay` every `decay_every` steps: "delta" [C] or "refiner" [P].
+    part whose learning rate is multiplied by `decay` every `decay_every` steps: "delta" [C], "refiner" [P], or "both".
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class DinoTrackerModule(L.LightningModule):
         lr: float = 0.01,
         decay: float = 0.999,
         decay_every: int = 40,
-        decay_on: Literal["delta", "refiner"] = "delta",
+        decay_on: Literal["delta", "refiner", "both"] = "delta",
     ) -> None:
         super().__init__()
-        if decay_on not in ("delta", "refiner"):
-            raise DinotrackError(f"decay_on={decay_on!r} is neither 'delta' nor 'refiner'")
+        if decay_on not in ("delta", "refiner", "both"):
+            raise DinotrackError(f"decay_on={decay_on!r} is none of 'delta', 'refiner', 'both'")
         self.delta, self.head = delta or DeltaDino(), head or TrackerHead()
         self.losses = LossTerms(dict(losses if losses is not None else published_losses()))
         self.visibility = visibility
@@ -87,7 +87,8 @@ class DinoTrackerModule(L.LightningModule):
         parts = {"delta": self.delta, "refiner": self.head}
         groups = [{"params": list(part.parameters()), "name": name} for name, part in parts.items()]
         optimizer = torch.optim.Adam(groups, lr=self.lr)
-        factors = [self.decayed if name == self.decay_on else constant for name in parts]
+        # A plain function, unlike a bound method, stays out of LambdaLR's state and so out of checkpoints.
+        factors = [(lambda step: self.decayed(step)) if self.decay_on in (name, "both") else constant for name in parts]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,0 +1,110 @@
+"""Measure what the README prints: run the demo and the real clips, keep rows in docs/results, pictures in docs/images.
+
+python scripts/results.py demo horsejump paragliding cat   # measure again, several minutes each
+python scripts/results.py                                  # only write the README's tables from the kept rows
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
+DATA = ROOT.parent / "shared" / "data"
+HORSE = [f"video={DATA / 'horsejump-high' / 'video'}", f"truth={DATA / 'horsejump-high' / 'badja.json'}"]
+HORSE_MASKS = f"masks={DATA / 'horsejump-high' / 'masks'}"
+JOBS = {
+    "demo": ["demo"],
+    "horsejump": ["run", "experiment=cpu_small", *HORSE, HORSE_MASKS],
+    "paragliding": ["run", "experiment=cpu_small", f"video={DATA / 'paragliding.mp4'}"],
+    "cat": ["run", "experiment=cpu_small", f"video={DATA / 'cat.mp4'}"],
+}
+NAMES = {"raw_features": "raw features", "flow_chain": "chained flow", "dino_tracker": "fitted tracker"}
+COLUMNS = {
+    "demo": {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ"},
+    "horsejump": {
+        "delta_seg": "δ_seg",
+        "delta_3px": "δ_3px",
+        "delta_seg_later": "δ_seg later",
+        "delta_3px_later": "δ_3px later",
+    },
+}
+
+
+def measure(name: str) -> None:
+    """Run a job in a folder of its own with a cache of its own, and keep its row and its picture."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        options = [f"hydra.run.dir={folder}", f"cache_dir={Path(scratch) / 'cache'}"]
+        subprocess.run(["dinotrack", *JOBS[name], *options], check=True)
+        kept: dict[str, Any] = {"command": ["dinotrack", *(show(word) for word in JOBS[name])], "commit": commit()}
+        first = folder / "seed-0" if name == "demo" else folder
+        for file in ("demo.json", "metrics.json", "summary.json"):
+            for place in dict.fromkeys((folder, first)):
+                if (place / file).exists():
+                    kept[file.removesuffix(".json")] = json.loads((place / file).read_text())
+        if "summary" in kept:
+            kept["summary"]["video"]["path"] = show(kept["summary"]["video"]["path"])
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+        picture(first / "overlay.mp4", IMAGES / f"{name}.png")
+
+
+def show(word: str) -> str:
+    """A path as it stands in the README."""
+    return word.replace(str(DATA), "../shared/data")
+
+
+def commit() -> str:
+    return subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def picture(overlay: Path, path: Path) -> None:
+    """Four frames of an overlay side by side."""
+    from dinotrack import load_video
+    from dinotrack.visualization import contact_sheet, save_png
+
+    path.parent.mkdir(exist_ok=True)
+    frames = load_video(overlay).frames
+    save_png(contact_sheet(frames, columns=2, count=4, width=240), path)
+
+
+def table(name: str) -> str:
+    """The kept row of a job as Markdown."""
+    kept = json.loads((RESULTS / f"{name}.json").read_text())
+    scores = kept["demo"]["mean"] if name == "demo" else kept["metrics"]
+    columns = COLUMNS[name]
+    lines = ["| method | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method, values in scores.items():
+        lines.append(f"| {NAMES[method]} | " + " | ".join(f"{values[key]:.1f}" for key in columns) + " |")
+    seconds = sum(stage["seconds"] for stage in kept["summary"]["stages"])
+    memory = max(stage["peak_memory_mb"] for stage in kept["summary"]["stages"])
+    what = "one of the three videos" if name == "demo" else "the run"
+    lines += [
+        "",
+        f"(`{' '.join(kept['command'])}`; {what} took {seconds:.0f} s and at most {memory / 1000:.1f} GB; commit {kept['commit']})",
+    ]
+    return "\n".join(lines)
+
+
+def update_readme() -> None:
+    """Put the tables between their markers."""
+    text = (ROOT / "README.md").read_text()
+    for name in COLUMNS:
+        if (RESULTS / f"{name}.json").exists():
+            start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+            before, rest = text.split(start)
+            after = rest.split(end)[1] if end in rest else rest
+            text = f"{before}{start}\n{table(name)}\n{end}{after}"
+    (ROOT / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    for job in sys.argv[1:]:
+        measure(job)
+    update_readme()

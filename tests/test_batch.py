@@ -1,0 +1,238 @@
+"""How a minibatch is drawn (§5): what must hold of every draw, and what a thousand draws average to."""
+
+import itertools
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dinotrack.structs import FeatureMap, Pairs, PairTable, Tracklets
+from dinotrack.training.batch import Batch, BatchSettings, Store, draw_frame_pairs, draw_pairs
+
+SIZE = (56, 42)
+
+
+def random_tracklets(count: int, frames: int, rng: torch.Generator) -> Tracklets:
+    start = torch.randint(0, frames - 1, (count,), generator=rng).sort().values
+    chained = 2 + (torch.rand(count, generator=rng) * (frames - 1 - start)).long()
+    length = 2 + (torch.rand(count, generator=rng) * (chained - 1)).long()
+    xy = torch.rand(int(chained.sum()), 2, generator=rng) * torch.tensor(SIZE)
+    return Tracklets(start.int(), length.int(), chained.int(), xy, SIZE)
+
+
+def random_table(count: int, frames: int, rng: torch.Generator, foreground: float = 0.5) -> PairTable:
+    """Pairs of earlier and later frames, each with a weight of its own to know it by."""
+    both = torch.combinations(torch.arange(frames))
+    source, target = both[torch.randint(0, len(both), (count,), generator=rng)].unbind(1)
+    xy = torch.rand(2, count, 2, generator=rng) * torch.tensor(SIZE)
+    pairs = Pairs(source, target, xy[0], xy[1], torch.arange(1.0, count + 1))
+    return PairTable.build(pairs, torch.rand(count, generator=rng) < foreground, frames)
+
+
+def make_store(frames: int = 12, foreground: float = 0.5, tracklets: int = 300, pairs: int = 4000) -> Store:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (frames, 3, 6, 8), dtype=torch.uint8, generator=rng)
+    values = torch.randn(frames, 4, 5, 7, generator=rng).half()
+    return Store(
+        images=images,
+        features=FeatureMap(values, 7.0, 7.0, SIZE),
+        tracklets=random_tracklets(tracklets, frames, rng),
+        on_foreground=torch.rand(tracklets, generator=rng) < foreground,
+        best_buddies=random_table(pairs, frames, rng),
+        refined=random_table(pairs, frames, rng),
+        cycle=PairTable.empty(frames),
+    )
+
+
+def draws(store: Store, count: int = 25, seed: int = 0, **settings: int) -> list[Batch]:
+    rng = torch.Generator().manual_seed(seed)
+    return [store.draw(BatchSettings(**settings), rng) for _ in range(count)]
+
+
+def positions(tracklets: Tracklets) -> dict[tuple[float, float], tuple[int, int]]:
+    """Tracklet and frame of every position that supervises."""
+    found = {}
+    rows = zip(tracklets.start.tolist(), tracklets.offset.tolist(), tracklets.length.tolist(), strict=True)
+    for n, (start, offset, length) in enumerate(rows):
+        for k in range(length):
+            found[tuple(tracklets.xy[offset + k].tolist())] = (n, start + k)
+    return found
+
+
+@pytest.mark.parametrize(("frames", "most"), [(12, 8), (5, 5), (3, 3), (2, 2)])
+def test_frames_are_few_different_and_carry_their_images_and_features(frames: int, most: int) -> None:
+    store, seen = make_store(frames), set()
+    for batch in draws(store):
+        numbers = batch.frames.tolist()
+        assert 2 <= len(numbers) <= most and numbers == sorted(set(numbers)) and numbers[-1] < frames
+        assert torch.equal(batch.images, store.images[numbers])
+        assert torch.equal(batch.features, store.features.values[numbers])
+        assert (batch.grid, batch.size, batch.scale_constants) == (store.features.grid, SIZE, True)
+        seen |= set(numbers)
+    assert seen == set(range(frames))
+
+
+@pytest.mark.parametrize("frames", [12, 5, 3, 2])
+def test_flow_pairs_join_two_frames_of_one_tracklet(frames: int) -> None:
+    store = make_store(frames)
+    known = positions(store.tracklets)
+    for batch in draws(store, 10):
+        flow = batch.flow
+        assert len(flow) == 512 and (flow.source != flow.target).all() and (flow.weight == 1).all()
+        shares = []
+        for n in range(len(flow)):
+            ends = [known[tuple(xy[n].tolist())] for xy in (flow.source_xy, flow.target_xy)]
+            assert ends[0][0] == ends[1][0]
+            assert [end[1] for end in ends] == [int(batch.frames[k]) for k in (flow.source[n], flow.target[n])]
+            shares.append(bool(store.on_foreground[ends[0][0]]))
+        assert sum(shares) == 256
+        assert 0.3 < (flow.source < flow.target).float().mean() < 0.7  # in either direction
+
+
+def test_flow_pairs_are_spread_over_tracklets_and_frames() -> None:
+    """A tracklet on all frames: each ordered pair of different chosen frames is as likely as any other."""
+    store = make_store(4, tracklets=6)
+    long = torch.full((6,), 4, dtype=torch.int32)
+    xy = torch.rand(24, 2)
+    store = replace(store, tracklets=Tracklets(torch.zeros_like(long), long, long, xy, SIZE))
+    counts = torch.zeros(4, 4)
+    for batch in draws(store, 20):
+        counts.index_put_((batch.flow.source, batch.flow.target), torch.ones(()), accumulate=True)
+    share = counts / counts.sum()
+    off = ~torch.eye(4, dtype=torch.bool)
+    assert not share[~off].any() and (share[off] - 1 / 12).abs().max() < 0.012
+
+
+@pytest.mark.parametrize("foreground", [0.0, 1.0])
+def test_one_kind_of_tracklets_gets_all_flow_pairs(foreground: float) -> None:
+    batches = draws(make_store(foreground=foreground), 10)
+    assert all(len(batch.flow) == 512 for batch in batches)
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_frame_sets_are_redrawn_until_two_tracklets_lie_on_them(kind: bool) -> None:
+    """Only frames 3 to 6 of 40 have tracklets: a single draw of 4 mostly misses them."""
+    store, settings = make_store(40, tracklets=10), BatchSettings(draws=300)
+    start, length = torch.full((10,), 3, dtype=torch.int32), torch.full((10,), 4, dtype=torch.int32)
+    tracklets = Tracklets(start, length, length, torch.rand(40, 2), SIZE)
+    store = replace(store, tracklets=tracklets, on_foreground=torch.arange(10) < 5)
+    for seed in range(20):
+        frames, eligible = store.frames_with_tracklets(kind, settings, torch.Generator().manual_seed(seed))
+        assert len(frames) == 4 and frames.tolist() == sorted(frames.tolist())
+        assert eligible.tolist() == ([0, 1, 2, 3, 4] if kind else [5, 6, 7, 8, 9])
+        assert sum(3 <= t <= 6 for t in frames.tolist()) >= 2
+    hopeless = replace(store, tracklets=replace(tracklets, length=torch.ones_like(length)))
+    frames, eligible = hopeless.frames_with_tracklets(kind, settings, torch.Generator().manual_seed(0))
+    assert len(frames) == 4 and len(eligible) == 0  # after a bounded number of draws
+
+
+def test_eligible_tracklets_are_those_with_two_chosen_frames(rng: torch.Generator) -> None:
+    store = make_store(12, tracklets=200)
+    for seed in range(20):
+        chosen, eligible = store.frames_with_tracklets(True, BatchSettings(), torch.Generator().manual_seed(seed))
+        expected = []
+        for n, (start, length) in enumerate(
+            zip(store.tracklets.start.tolist(), store.tracklets.length.tolist(), strict=True)
+        ):
+            on = sum(start <= t < start + length for t in chosen.tolist())
+            if on >= 2 and store.on_foreground[n]:
+                expected.append(n)
+        assert eligible.tolist() == expected
+
+
+def rows_by_weight(table: PairTable) -> dict[float, int]:
+    return {weight: n for n, weight in enumerate(table.weight.tolist())}
+
+
+@pytest.mark.parametrize("name", ["best_buddies", "refined"])
+def test_best_buddies_come_from_four_frame_pairs_of_the_batch(name: str) -> None:
+    store = make_store()
+    table: PairTable = getattr(store, name)
+    rows, turned = rows_by_weight(table), 0
+    for batch in draws(store):
+        pairs: Pairs = getattr(batch, name)
+        assert len(pairs) > 0 and (pairs.source != pairs.target).all()
+        frames = {tuple(sorted(p)) for p in zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)}
+        assert 1 <= len(frames) <= 4
+        for n in range(len(pairs)):
+            row = rows[float(pairs.weight[n])]
+            source, target = int(batch.frames[pairs.source[n]]), int(batch.frames[pairs.target[n]])
+            as_stored = (int(table.source[row]), int(table.target[row])) == (source, target)
+            xy = (table.source_xy[row], table.target_xy[row])
+            first, second = xy if as_stored else xy[::-1]
+            assert as_stored or (int(table.target[row]), int(table.source[row])) == (source, target)
+            assert torch.equal(pairs.source_xy[n], first) and torch.equal(pairs.target_xy[n], second)
+            turned += not as_stored
+    assert turned > 100
+
+
+def test_no_more_than_179_foreground_and_77_background_pairs_without_topping_up() -> None:
+    table = random_table(0, 2, torch.Generator())
+    rng = torch.Generator().manual_seed(0)
+    for foreground, background in ((500, 500), (500, 10), (20, 500), (0, 90), (0, 0)):
+        count = foreground + background
+        pairs = Pairs(
+            torch.zeros(count, dtype=torch.long),
+            torch.ones(count, dtype=torch.long),
+            torch.rand(count, 2),
+            torch.rand(count, 2),
+            torch.arange(float(count)),
+        )
+        table = PairTable.build(pairs, torch.arange(count) < foreground, 2)
+        for frames in ([(0, 1)], [(1, 0)]):
+            weights = draw_pairs(table, frames, BatchSettings(), rng).weight.tolist()
+            on = [weight for weight in weights if weight < foreground]
+            assert len(on) == min(foreground, 179) and len(weights) - len(on) == min(background, 77)
+            assert len(set(weights)) == len(weights)  # without replacement
+    assert len(draw_pairs(table, [], BatchSettings(), rng)) == 0
+
+
+def test_frame_pairs_are_different_frames_in_either_order(rng: torch.Generator) -> None:
+    frames = torch.tensor([3, 5, 8])
+    drawn = draw_frame_pairs(frames, 3000, rng)
+    counts = {pair: drawn.count(pair) for pair in itertools.permutations([3, 5, 8], 2)}
+    assert sum(counts.values()) == 3000 and all(abs(count - 500) < 100 for count in counts.values())
+    assert draw_frame_pairs(torch.tensor([4]), 4, rng) == []
+
+
+def test_tables_without_pairs_give_empty_pairs() -> None:
+    store = make_store(pairs=0)
+    for batch in draws(store, 3):
+        assert len(batch.best_buddies) == len(batch.refined) == len(batch.cycle) == 0
+        assert batch.cycle.source_xy.shape == (0, 2) and len(batch.flow) == 512
+
+
+def test_only_every_so_many_frames_train() -> None:
+    batches = draws(make_store(12), every=4)
+    assert {t for batch in batches for t in batch.frames.tolist()} == {0, 4, 8}
+    assert all(len(batch.flow) == 512 for batch in batches)
+
+
+def test_a_single_training_frame_has_no_pairs() -> None:
+    (batch,) = draws(make_store(5), 1, every=9)
+    assert batch.frames.tolist() == [0] and len(batch.flow) == len(batch.best_buddies) == 0
+
+
+def same(a: Batch, b: Batch) -> bool:
+    def equal(x: object, y: object) -> bool:
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            return torch.equal(x, y)
+        if isinstance(x, Pairs):
+            return all(equal(getattr(x, f.name), getattr(y, f.name)) for f in fields(Pairs))
+        return x == y
+
+    return all(equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch))
+
+
+def test_a_seed_decides_on_every_draw() -> None:
+    first, again, other = draws(make_store(), 3), draws(make_store(), 3), draws(make_store(), 3, seed=1)
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert not same(first[0], other[0]) and not same(first[0], first[1])
+
+
+def test_drawing_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    draws(make_store(), 2)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,119 @@
+"""Every YAML: composed, instantiated and stepped at a tiny size, with random weights where it has any."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dinotrack import Video
+from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.training.batch import BatchSettings
+from dinotrack.training.config import compose_config, config_folder, make_data, make_module
+from dinotrack.training.fit import fit, prepare, train
+
+CONF = config_folder()
+BASE = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "steps=1", "device=cpu", "logger=none"]
+BASE += ["method.delta.hidden=[4,8]", "method.batch.flow_pairs=16"]
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def video() -> Video:
+    return synthetic_clip(seed=1, frames=4, size=(64, 48), points=8).video
+
+
+def tiny_backbone(name: str) -> list[str]:
+    if name == "dense_sift":
+        return []
+    return ["backbone.pretrained=false", "backbone.layer=1", "backbone.stride=14", "resolution=84"]
+
+
+def tiny_flow(name: str) -> list[str]:
+    return ["flow.pretrained=false", "flow.updates=1"] if name == "raft" else []
+
+
+def step(video: Video, tmp_path: Path, overrides: list[str]) -> None:
+    config = compose_config("fit", overrides=[*BASE, f"cache_dir={tmp_path}", *overrides])
+    data = prepare(config, video)
+    tracker = train(config, data, folder=tmp_path)
+    assert tracker.track(torch.tensor([[0.0, 30.0, 20.0]])).xy.isfinite().all()
+
+
+@pytest.mark.parametrize("command", ["run", "fit", "preprocess", "track", "demo"])
+def test_every_command_composes(command: str) -> None:
+    config = compose_config(command, overrides=["checkpoint=x.ckpt"] if command == "track" else ["video=x.mp4"])
+    assert OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("name", names("backbone"))
+def test_every_backbone_steps(name: str, video: Video, tmp_path: Path) -> None:
+    step(video[:2], tmp_path, [f"backbone={name}", *tiny_backbone(name), "supervision.gamma=50"])
+
+
+@pytest.mark.parametrize("name", names("flow"))
+def test_every_flow_steps(name: str, video: Video, tmp_path: Path) -> None:
+    step(video[:2], tmp_path, [f"flow={name}", *tiny_flow(name), "supervision.gamma=1e4"])
+
+
+@pytest.mark.parametrize("group", ["method", "losses", "trainer"])
+def test_every_other_group_steps(group: str, video: Video, tmp_path: Path) -> None:
+    for name in names(group):
+        step(video, tmp_path, [f"{group}={name}"])
+
+
+@pytest.mark.parametrize("name", names("logger"))
+def test_every_logger_steps(name: str, video: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    step(video, tmp_path, [f"logger={name}", "trainer.log_every_n_steps=1"])
+    if name == "csv":
+        assert "loss/flow" in (tmp_path / "metrics.csv").read_text()
+    if name == "wandb":
+        assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_steps(name: str, video: Video, tmp_path: Path) -> None:
+    overrides = [f"cache_dir={tmp_path}", "steps=1", "method.batch.flow_pairs=16", "resolution=64"]
+    assert fit(video, experiment=name, overrides=overrides, progress=False).track(torch.zeros(1, 3)).xy.isfinite().all()
+
+
+def test_the_command_line_wins_over_an_experiment() -> None:
+    config = compose_config("fit", "tiny", ["steps=7", "backbone=dinov2_vits14", "flow=raft", "backbone.stride=14"])
+    assert config.steps == 7
+    assert config.backbone.model.startswith("vit_small")
+    assert config.backbone.stride == 14
+    assert config.flow._target_.endswith("Raft")
+
+
+def test_defaults_are_the_published_setting() -> None:
+    config = compose_config("run", overrides=["video=x.mp4"])
+    assert (config.backbone.layer, config.backbone.stride, config.backbone.facet) == (16, 7, "token")
+    assert "large" in config.backbone.model
+    weights = {name: term.weight for name, term in config.losses.items()}
+    assert weights == {"flow": 1.0, "best_buddy": 25e-5, "refined_best_buddy": 5e-5, "cycle": 0.5, "prior": 1e-4}
+    assert (config.steps, config.method.module.lr, config.resolution) == (10000, 0.01, 854)
+    batch = OmegaConf.to_container(config.method.batch)
+    assert isinstance(batch, dict)
+    batch.pop("_target_")
+    assert BatchSettings(**{str(k): v for k, v in batch.items()}) == BatchSettings()
+
+
+def test_config_and_constructor_defaults_agree(video: Video, tmp_path: Path) -> None:
+    """What `DinoTrackerModule()` and `VideoDataModule(video, ...)` do unasked is what the default config says."""
+    overrides = ["backbone=dense_sift", "flow=dis", "video=x.mp4", f"cache_dir={tmp_path}", "device=cpu"]
+    config = compose_config("fit", overrides=overrides)
+    from dinotrack.preprocessing import Supervision
+    from dinotrack.training.modules import DinoTrackerModule
+
+    assert make_data(config, video).supervision == Supervision()
+    module, plain = make_module(config, 1024), DinoTrackerModule()
+    assert module.losses == plain.losses
+    assert module.delta.settings == plain.delta.settings
+    assert module.head.settings == plain.head.settings
+    assert (module.lr, module.decay, module.decay_every, module.decay_on) == (0.01, 0.999, 40, "delta")
+    assert module.visibility == plain.visibility
