@@ -165,6 +165,7 @@ CASES = [
 CASES += ["no weights", "no such device", "alignment", "too small", "no truth"]
 
 
+@pytest.mark.usefixtures("unguarded")
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_gets_one_line_and_leaves_nothing(
     case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

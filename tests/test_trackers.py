@@ -147,7 +147,7 @@ def trackers() -> list[Tracker]:
     return [
         FeatureTracker(features_of(), benign_head(), SIZE),
         FeatureTracker(features_of(), benign_head(), SIZE, memory=1.0),
-        FlowChainTracker(flow, flow, SIZE),
+        FlowChainTracker(flow, flow, SIZE, scale_constants=False),
     ]
 
 
@@ -222,7 +222,7 @@ def test_the_flow_baseline_is_a_loop_over_frames(noise: float, rng: torch.Genera
     forward, backward = flows(rng, noise)
     queries = some_queries(40)
     queries[1, 1:] -= 1.0
-    tracks = FlowChainTracker(forward, backward, SIZE, 12.5).track(queries)
+    tracks = FlowChainTracker(forward, backward, SIZE, 12.5, scale_constants=False).track(queries)
     for n, (t, x, y) in enumerate(queries.tolist()):
         xy, visible = chain_twin(array(forward), array(backward), int(t), (x / 4, y / 4), 1.5)
         assert np.allclose(tracks.xy[n], xy * 4, atol=1e-3)
@@ -236,6 +236,6 @@ def test_a_lost_point_is_not_found_again() -> None:
     forward = torch.zeros(3, 2, 21, 28)
     backward = torch.zeros(3, 2, 21, 28)
     backward[1] = 5.0  # inconsistent between frames 1 and 2 only
-    tracks: Tracks = FlowChainTracker(forward, backward, (28, 21)).track(torch.tensor([[0.0, 3, 4], [3.0, 3, 4]]))
+    tracks: Tracks = FlowChainTracker(forward, backward, (28, 21), scale_constants=False).track(torch.tensor([[0.0, 3, 4], [3.0, 3, 4]]))
     assert tracks.visible.tolist() == [[True, True, False, False], [False, False, True, True]]
     assert all(xy == [3.0, 4.0] for xy in itertools.chain(*tracks.xy.tolist()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 # cores ten times slower (0.17 s against 1.7 s), and gain nothing on idle ones. Your own setting wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from dinotrack.data import open_video
+from dinotrack.data import open_described
 from dinotrack.data.video import load_video, save_video
 from dinotrack.errors import DinotrackError
 from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
@@ -35,10 +35,7 @@ def load_tracker(path: str | Path, video: Video | None = None, **options: Any) -
         DinotrackError: for an unreadable checkpoint, or another video than it was fitted to.
     """
     if video is None:
-        where = read_checkpoint(path)["dinotrack"]["video"]["path"]
-        if not where:
-            raise DinotrackError(f"{path} was fitted to a video without a path; pass it as video")
-        video = open_video(where)
+        video = open_described(read_checkpoint(path)["dinotrack"]["video"])
     return load_dino_tracker(path, video, **options)
 
 

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from kornia.feature import DenseSIFTDescriptor
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from dinotrack.colours import CHANNELS, colour_histograms
@@ -15,10 +14,11 @@ from dinotrack.errors import DinotrackError
 from dinotrack.geometry import resample
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import PIXELS, FeatureMap, Grid
-from dinotrack.vits import build_vit, vit_skeleton
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey frame (ITU-R BT.601)."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What DINOv2 normalises its images by."""
 
 
 @runtime_checkable
@@ -154,6 +154,9 @@ class VitBackbone:
         pretrained: bool = True,
         seed: int = 0,
     ) -> None:
+        # timm imports wandb, which `import dinotrack` must not.
+        from dinotrack.vits import build_vit, vit_skeleton
+
         skeleton = vit_skeleton(model)
         self.depth = len(skeleton.blocks)
         if not 1 <= layer <= self.depth:
@@ -206,9 +209,7 @@ class VitBackbone:
         """What enters the first block, prefix tokens first, and the rows and columns of the patch tokens."""
         vit, positions = self.vit, self.vit.pos_embed
         assert positions is not None  # vit_skeleton saw to it
-        mean, std = (
-            images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        )
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         patches = vit.patch_embed.proj((images - mean) / std)
         rows, columns = patches.shape[-2:]
         patches = vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))

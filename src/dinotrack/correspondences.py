@@ -239,5 +239,9 @@ def saliency_masks(features: FeatureMap, *, threshold: float = 0.6) -> Bool[Tens
 
 
 def table_of(pairs: Pairs, masks: Bool[Tensor, "t h w"], size: tuple[int, int]) -> PairTable:
-    """Pairs as a table, foreground where the source token's mask is (§5); positions of frames of (W, H) `size`."""
+    """Pairs in both directions as a table, so that the foreground is always the source token's (§5).
+
+    Positions of frames of (W, H) `size`, in which the masks may be of another size.
+    """
+    pairs = Pairs.cat([pairs, pairs.flip()])
     return PairTable.build(pairs, look_up(masks, pairs.source, pairs.source_xy, size), len(masks))

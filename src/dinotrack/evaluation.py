@@ -37,7 +37,7 @@ def baselines(
     rules = {"scale_constants": scale_constants, "visibility": visibility}
     return {
         "raw_features": raw_feature_tracker(video, features, **rules),
-        "flow_chain": FlowChainTracker(forward, backward, video.size, video.fps),
+        "flow_chain": FlowChainTracker(forward, backward, video.size, video.fps, scale_constants=scale_constants),
     }
 
 

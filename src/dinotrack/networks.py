@@ -61,6 +61,18 @@ class DeltaDino(nn.Module):
         nn.init.constant_(norm.weight, gain)
         self.layers = nn.Sequential(*layers, last, norm)
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse frames of (W, H) that are too small for the last layer's reflection padding.
+
+        Raises:
+            DinotrackError: when a side is.
+        """
+        smallest = 4 * self.stride + 1
+        if min(size) < smallest:
+            raise DinotrackError(
+                f"frames of {size[0]}x{size[1]} are too small for Delta-DINO (sides of {smallest} at least); raise resolution"
+            )
+
     def forward(
         self, images: Float[Tensor, "b 3 h w"], grid: Grid, height: int, width: int
     ) -> Float[Tensor, "b c h2 w2"]:
@@ -69,12 +81,7 @@ class DeltaDino(nn.Module):
         Raises:
             DinotrackError: when the frames are too small for the last layer's reflection padding.
         """
-        smallest = 4 * self.stride + 1
-        if min(images.shape[-2:]) < smallest:
-            raise DinotrackError(
-                f"frames of {images.shape[-1]}x{images.shape[-2]} are too small for Delta-DINO (sides of {smallest} at least);"
-                " raise resolution"
-            )
+        self.check_size((images.shape[3], images.shape[2]))
         return resample(self.layers(images).float(), Grid(self.stride, self.offset), grid, height, width)
 
 

@@ -90,6 +90,8 @@ class Video(TensorStruct):
     fps: float = 25.0
     masks: Bool[Tensor, "m h w"] = field(default_factory=lambda: torch.zeros(0, 1, 1, dtype=torch.bool))
     path: str = ""
+    start: int = 0
+    """Number of the first frame in the file at `path`."""
 
     def __post_init__(self) -> None:
         count, _, height, width = self.frames.shape
@@ -109,7 +111,8 @@ class Video(TensorStruct):
         return len(self.frames)
 
     def __getitem__(self, index: slice) -> "Video":
-        return replace(self, frames=self.frames[index], masks=self.masks[index])
+        first = self.start + index.indices(len(self))[0]
+        return replace(self, frames=self.frames[index], masks=self.masks[index], start=first)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,12 +1,16 @@
 """Reading and writing: videos, queries, tracks, and the synthetic video."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from dinotrack.data.synthetic import Clip, synthetic_clip
 from dinotrack.data.video import load_video
 from dinotrack.errors import DinotrackError
 from dinotrack.structs import Video
+
+__all__ = ["SYNTHETIC", "Clip", "load_video", "open_described", "open_synthetic", "open_video", "synthetic_clip"]
 
 SYNTHETIC = "synthetic:"
 """A path of this kind names a synthetic video by its settings, so that it can be made again."""
@@ -37,3 +41,14 @@ def open_video(path: str, masks: str | None = None, *, start: int = 0, stop: int
     if path.startswith(SYNTHETIC):
         return open_synthetic(path).video[slice(start, stop)]
     return load_video(path, masks, start=start, stop=stop)
+
+
+def open_described(about: Mapping[str, Any]) -> Video:
+    """The video that a checkpoint describes: the same frames of the same file.
+
+    Raises:
+        DinotrackError: when it has no path, or the video cannot be read there.
+    """
+    if not about["path"]:
+        raise DinotrackError("the checkpoint was fitted to a video without a path; give the video")
+    return open_video(about["path"], start=about["start"], stop=about["start"] + about["frames"])

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -61,10 +62,10 @@ def load_video(
         raise DinotrackError(f"no such video: {source}; expected a video file or a folder of jpg or png frames")
     if len(frames) == 0:
         raise DinotrackError(f"{source} has no frames in [{start}, {'end' if stop is None else stop}); lower start")
-    video = Video(torch.stack(frames), fps, path=str(source))
+    video = Video(torch.stack(frames), fps, path=str(source), start=start)
     if masks is None:
         return video
-    return Video(video.frames, fps, load_masks(masks, video, start=start, stop=stop), video.path)
+    return replace(video, masks=load_masks(masks, video, start=start, stop=stop))
 
 
 def _read_file(path: Path, start: int, stop: int | None) -> tuple[list[UInt8[Tensor, "3 h w"]], float]:

@@ -93,6 +93,7 @@ def describe(
     """The plain settings that a checkpoint carries: its video, its backbone, its networks."""
     about = {
         "path": video.path,
+        "start": video.start,
         "hash": video.content_hash,
         "frames": len(video),
         "size": list(video.size),

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dinotrack.equations import forward_backward_error
-from dinotrack.geometry import inside, rescale
+from dinotrack.geometry import constant_scale, inside, rescale
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Tracks
 from dinotrack.trackers import check_queries
@@ -17,8 +17,9 @@ from dinotrack.trackers import check_queries
 class FlowChainTracker:
     """A point is visible while inside and forward-backward consistent; once lost it stays where it was, occluded.
 
+    Consistent means within γ_of = `gamma` pixels at a long side of 854 (§0, §3), as tracklets are, unless `scale_constants` is off.
     Flows (T - 1, 2, h, w) in pixels at the frames' own resolution, from each frame to the next and back; `size` (W, H) of the
-    video as loaded; `gamma` in the flow's pixels.
+    video as loaded.
     """
 
     forward: Float[Tensor, "u 2 h w"]
@@ -26,6 +27,7 @@ class FlowChainTracker:
     size: tuple[int, int]
     fps: float = 25.0
     gamma: float = 1.5
+    scale_constants: bool = True
 
     def track(self, queries: Float[Tensor, "n 3"], *, progress: Progress = silent) -> Tracks:
         """Tracks of (t, x, y) queries, in pixels of the video as loaded; confidence is 1 while visible."""
@@ -58,7 +60,9 @@ class FlowChainTracker:
         """Carry the points whose query lies on the near side of `here` on to `there`, in place."""
         on_way = frame <= here if forwards else frame >= here
         landed, error = forward_backward_error(*flows, xy[:, here])
-        found = visible[:, here] & (error < self.gamma) & inside(landed, (flows[0].shape[2], flows[0].shape[1]))
+        size = (flows[0].shape[2], flows[0].shape[1])
+        limit = self.gamma * (constant_scale(size) if self.scale_constants else 1.0)
+        found = visible[:, here] & (error < limit) & inside(landed, size)
         xy[:, there] = torch.where(
             (on_way & found)[:, None], landed, torch.where(on_way[:, None], xy[:, here], xy[:, there])
         )

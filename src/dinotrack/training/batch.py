@@ -140,17 +140,13 @@ def draw_frame_pairs(frames: Int[Tensor, " b"], count: int, generator: torch.Gen
 def draw_pairs(
     table: PairTable, frame_pairs: list[tuple[int, int]], settings: BatchSettings, generator: torch.Generator
 ) -> Pairs:
-    """Random pairs between each two frames, foreground and background apart, no topping up (§5).
-
-    The table holds each unordered frame pair once, the earlier frame first; its losses are symmetric.
-    """
+    """Random pairs from each frame to its partner, foreground and background apart, no topping up (§5)."""
     parts = []
-    for i, j in frame_pairs:
+    for source, target in frame_pairs:
         for foreground, most in ((True, settings.pairs_foreground), (False, settings.pairs_background)):
-            rows = table.between(min(i, j), max(i, j), foreground)
+            rows = table.between(source, target, foreground)
             picked = rows.start + torch.randperm(rows.stop - rows.start, generator=generator)[:most]
-            part = table.pairs[picked.to(table.source.device)]
-            parts.append(part if i < j else part.flip())
+            parts.append(table.pairs[picked.to(table.source.device)])
     return Pairs.cat(parts, table.source.device)
 
 

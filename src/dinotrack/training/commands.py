@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dinotrack.cache import default_cache
-from dinotrack.data import SYNTHETIC, open_synthetic, open_video
+from dinotrack.data import SYNTHETIC, open_described, open_synthetic, open_video
 from dinotrack.data.export import save_csv, save_npz
 from dinotrack.data.queries import read_queries
-from dinotrack.errors import DinotrackError
+from dinotrack.data.video import load_masks
 from dinotrack.evaluation import baselines, plain, score_clip, score_joints
-from dinotrack.methods.dino_tracker import load_dino_tracker, read_checkpoint
+from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
 from dinotrack.metrics import BadjaScores, TapVidScores, mean_over_videos
 from dinotrack.progress import shown
 from dinotrack.structs import Tracks, Video, write_atomically
@@ -68,8 +68,7 @@ def preprocess_command(config: DictConfig, folder: Path) -> None:
 def fit_command(config: DictConfig, folder: Path) -> None:
     """Preprocess and fit; the checkpoint lands in the run folder."""
     video, stages = video_of(config), Stages()
-    _, data, tracker = fit_stages(config, folder, video, stages)
-    del tracker
+    data, _ = fit_stages(config, folder, video, stages)
     stages.save(folder / "summary.json", video=about(video), **counts(data))
     say(f"fitted; now: dinotrack track checkpoint={folder / CHECKPOINT} queries=grid:30")
 
@@ -79,7 +78,7 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     video, stages = video_of(config), Stages()
     queries = queries_of(config, video)
     check_truth(config, video)
-    config, data, tracker = fit_stages(config, folder, video, stages)
+    data, tracker = fit_stages(config, folder, video, stages)
     with stages.stage("track"):
         tracks = tracker.track(queries, progress=shown)
     write_tracks(tracks, video, folder, config, stages)
@@ -90,18 +89,20 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
         write_json(folder / "metrics.json", plain(scores))
         Console().print(score_table(scores, "On this video"))
     stages.save(folder / "summary.json", video=about(video), **counts(data), points=len(tracks))
-    say(
-        f"{len(tracks)} points over {len(video)} frames: {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}"
-    )
+    written = ", ".join(sorted(path.name for path in folder.iterdir()))
+    say(f"{len(tracks)} points over {len(video)} frames: {written} in {folder}")
+    return scores
 
 
 def track_command(config: DictConfig, folder: Path) -> None:
     """Track queries with the checkpoint of a fit."""
     stages = Stages()
-    path = config.video or read_checkpoint(config.checkpoint)["dinotrack"]["video"]["path"]
-    if not path:
-        raise DinotrackError(f"{config.checkpoint} was fitted to a video without a path; give video=")
-    video = open_video(str(path), config.masks, start=config.start, stop=config.stop)
+    about_video = read_checkpoint(config.checkpoint)["dinotrack"]["video"]
+    if config.video:
+        about_video = {**about_video, "path": str(config.video)}
+    video = open_described(about_video)
+    if config.masks:
+        video = replace(video, masks=load_masks(config.masks, video, start=video.start, stop=video.start + len(video)))
     queries = queries_of(config, video)
     with stages.stage("load"):
         tracker = load_dino_tracker(
@@ -136,9 +137,7 @@ def demo_command(config: DictConfig, folder: Path) -> None:
     say(f"overlay: {folder / f'seed-{config.seeds[0]}' / 'overlay.mp4'}")
 
 
-def fit_stages(
-    config: DictConfig, folder: Path, video: Video, stages: Stages
-) -> tuple[DictConfig, VideoDataModule, Any]:
+def fit_stages(config: DictConfig, folder: Path, video: Video, stages: Stages) -> tuple[VideoDataModule, DinoTracker]:
     """Preprocess and fit, measured; writes config and checkpoint."""
     with stages.stage("preprocess"):
         data = prepare(config, video, shown)
@@ -147,7 +146,7 @@ def fit_stages(
     with stages.stage("fit"):
         tracker = train(config, data, shown, folder)
     tracker.save(folder / CHECKPOINT)
-    return config, data, tracker
+    return data, tracker
 
 
 def write_tracks(tracks: Tracks, video: Video, folder: Path, config: DictConfig, stages: Stages) -> None:
@@ -222,7 +221,7 @@ def counts(data: VideoDataModule) -> dict[str, Any]:
         "working_size": list(store.features.size),
         "tokens": list(store.features.values.shape[2:]),
         "tracklets": len(store.tracklets),
-        "best_buddies": len(store.best_buddies.source),
+        "best_buddies": len(store.best_buddies.source) // 2,  # the table holds both directions
     }
 
 

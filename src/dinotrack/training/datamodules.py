@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dinotrack.backbones import Backbone
 from dinotrack.cache import default_cache
-from dinotrack.geometry import look_up
+from dinotrack.geometry import look_up, working_size
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.preprocessing import Preprocessed, Supervision, preprocess
 from dinotrack.progress import Progress, silent
@@ -58,6 +58,11 @@ class VideoDataModule(L.LightningDataModule):
         self.generator = torch.Generator().manual_seed(seed)
         self.device, self.progress = device, progress
         self.store: Store
+
+    @property
+    def working_size(self) -> tuple[int, int]:
+        """(W, H) at which the video is processed."""
+        return self.size or working_size(self.video.size, self.resolution, self.backbone.stride)
 
     @property
     def ready(self) -> bool:

@@ -54,8 +54,13 @@ def fit(
 
 
 def prepare(config: DictConfig, video: Video, progress: Progress = silent) -> VideoDataModule:
-    """Preprocess a video through the cache."""
+    """Preprocess a video through the cache, once the config is known to make networks that fit it.
+
+    Raises:
+        DinotrackError: for settings that do not fit the video, before anything is computed.
+    """
     data = make_data(config, video, progress)
+    make_module(config, data.backbone.channels).delta.check_size(data.working_size)
     data.setup("fit")
     if not len(data.store.best_buddies):
         log.warning("no DINO best buddies: optical flow covers every frame pair that has any, so their loss stays 0")
