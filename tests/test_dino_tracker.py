@@ -141,7 +141,7 @@ def test_a_checkpoint_is_small_plain_and_found_by_its_path(
 def test_a_checkpoint_without_a_video_path_asks_for_the_video(tmp_path: Path, tracker: DinoTracker) -> None:
     nameless = make_tracker(make_video(), tracker.delta)
     nameless.save(tmp_path / "tracker.ckpt")
-    with pytest.raises(DinotrackError, match="fitted to a video without a path; pass it as video"):
+    with pytest.raises(DinotrackError, match="fitted to a video without a path; give the video"):
         dinotrack.load_tracker(tmp_path / "tracker.ckpt")
 
 
@@ -280,6 +280,7 @@ def test_settings_and_weights_are_those_of_the_fit(tracker: DinoTracker, video: 
     about = tracker.settings
     assert about["video"] == {
         "path": video.path,
+        "start": 0,
         "hash": video.content_hash,
         "frames": 4,
         "size": [64, 48],
@@ -288,3 +289,11 @@ def test_settings_and_weights_are_those_of_the_fit(tracker: DinoTracker, video: 
     assert (about["working_size"], about["backbone"]) == ([56, 42], DenseSift().settings)
     weights: dict[str, Tensor] = tracker.checkpoint()["state_dict"]
     assert torch.equal(weights["head.cnn_refiner.0.weight"], tracker.head.state_dict()["cnn_refiner.0.weight"])
+
+
+def test_a_clip_of_a_video_is_found_again_by_its_first_frame(tmp_path: Path, tracker: DinoTracker) -> None:
+    frames = make_video().frames
+    save_video(torch.cat([frames, frames.flip(0)]), tmp_path / "clip.mp4", 12.5)
+    written = make_tracker(dinotrack.load_video(tmp_path / "clip.mp4", start=3, stop=6), tracker.delta)
+    written.save(tmp_path / "tracker.ckpt")
+    assert dinotrack.load_tracker(tmp_path / "tracker.ckpt").settings["video"]["start"] == 3

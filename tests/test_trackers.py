@@ -236,6 +236,8 @@ def test_a_lost_point_is_not_found_again() -> None:
     forward = torch.zeros(3, 2, 21, 28)
     backward = torch.zeros(3, 2, 21, 28)
     backward[1] = 5.0  # inconsistent between frames 1 and 2 only
-    tracks: Tracks = FlowChainTracker(forward, backward, (28, 21), scale_constants=False).track(torch.tensor([[0.0, 3, 4], [3.0, 3, 4]]))
+    tracks: Tracks = FlowChainTracker(forward, backward, (28, 21), scale_constants=False).track(
+        torch.tensor([[0.0, 3, 4], [3.0, 3, 4]])
+    )
     assert tracks.visible.tolist() == [[True, True, False, False], [False, False, True, True]]
     assert all(xy == [3.0, 4.0] for xy in itertools.chain(*tracks.xy.tolist()))
