@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: help install demo test check test-slow format golden clean
+.PHONY: help install demo test check test-slow format results clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -29,14 +29,17 @@ check: install  ## formatting, lint, types, rooms
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test-slow: install  ## what is too long for `make test`: notebooks, the wheel, the demo's experiments
+test-slow: install  ## what is too long for `make test`: the wheel in another environment, notebooks
 	$(BIN)/python -m pytest -m slow --durations=10
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 -p no:jaxtyping notebooks
+	$(BIN)/python -m pytest -o addopts=-ra --nbmake --nbmake-timeout=300 notebooks
 
 format: install  ## format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/nbstripout notebooks/*.ipynb
+
+results: install  ## measure again what the README prints; needs the clips of ../shared/data
+	$(BIN)/python scripts/results.py demo horsejump cat paragliding
 
 clean:  ## remove what was made here
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

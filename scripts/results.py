@@ -18,7 +18,7 @@ HORSE = [f"video={DATA / 'horsejump-high' / 'video'}", f"truth={DATA / 'horsejum
 HORSE_MASKS = f"masks={DATA / 'horsejump-high' / 'masks'}"
 JOBS = {
     "demo": ["demo"],
-    "horsejump": ["run", "experiment=cpu_small", *HORSE, HORSE_MASKS],
+    "horsejump": ["run", "experiment=cpu_small", *HORSE, HORSE_MASKS, "queries=grid:20", "queries_on_mask=true"],
     "paragliding": ["run", "experiment=cpu_small", f"video={DATA / 'paragliding.mp4'}"],
     "cat": ["run", "experiment=cpu_small", f"video={DATA / 'cat.mp4'}"],
 }
@@ -39,7 +39,7 @@ def measure(name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         options = [f"hydra.run.dir={folder}", f"cache_dir={Path(scratch) / 'cache'}"]
-        subprocess.run(["dinotrack", *JOBS[name], *options], check=True)
+        subprocess.run([Path(sys.executable).parent / "dinotrack", *JOBS[name], *options], check=True)
         kept: dict[str, Any] = {"command": ["dinotrack", *(show(word) for word in JOBS[name])], "commit": commit()}
         first = folder / "seed-0" if name == "demo" else folder
         for file in ("demo.json", "metrics.json", "summary.json"):
@@ -48,9 +48,17 @@ def measure(name: str) -> None:
                     kept[file.removesuffix(".json")] = json.loads((place / file).read_text())
         if "summary" in kept:
             kept["summary"]["video"]["path"] = show(kept["summary"]["video"]["path"])
+        kept = {**kept, "metrics": round_all(kept["metrics"])} if "metrics" in kept else kept
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
         picture(first / "overlay.mp4", IMAGES / f"{name}.png")
+
+
+def round_all(scores: Any) -> Any:
+    """Scores to four places."""
+    if isinstance(scores, dict):
+        return {key: round_all(value) for key, value in scores.items()}
+    return [round_all(value) for value in scores] if isinstance(scores, list) else round(scores, 4)
 
 
 def show(word: str) -> str:
@@ -71,7 +79,7 @@ def picture(overlay: Path, path: Path) -> None:
 
     path.parent.mkdir(exist_ok=True)
     frames = load_video(overlay).frames
-    save_png(contact_sheet(frames, columns=2, count=4, width=240), path)
+    save_png(contact_sheet(frames, columns=2, count=4, width=180), path)
 
 
 def table(name: str) -> str:
@@ -82,6 +90,8 @@ def table(name: str) -> str:
     lines = ["| method | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for method, values in scores.items():
         lines.append(f"| {NAMES[method]} | " + " | ".join(f"{values[key]:.1f}" for key in columns) + " |")
+    if name == "demo":
+        lines += ["", "; ".join(kept["demo"]["verdict"]) + "."]
     seconds = sum(stage["seconds"] for stage in kept["summary"]["stages"])
     memory = max(stage["peak_memory_mb"] for stage in kept["summary"]["stages"])
     what = "one of the three videos" if name == "demo" else "the run"

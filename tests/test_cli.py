@@ -114,7 +114,12 @@ def test_render_draws_over_the_tracked_video(finished_run: Path, tmp_path: Path)
     with pytest.raises(SystemExit) as end:
         call("render", *call_render)
     assert end.value.code == 0
-    assert dinotrack.load_video(tmp_path / "again.mp4").frames.shape == (9, 3, 48, 64)
+    assert dinotrack.load_video(tmp_path / "again.mp4").frames.shape == (
+        9,
+        3,
+        240,
+        320,
+    )  # tiny videos are shown enlarged
 
 
 def folder_of_frames(folder: Path, sizes: list[tuple[int, int]]) -> Path:
@@ -229,3 +234,48 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command_is_named() -> None:
     with pytest.raises(SystemExit, match="trakc"):
         call("trakc")
+
+
+def test_an_empty_folder_of_the_users_stays(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "empty"
+    mine.mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        call("run", *TINY, "video=nowhere.mp4", f"hydra.run.dir={mine / 'made' / 'run'}")
+    assert mine.is_dir()
+    assert not list(mine.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["video=???"], "no video given"),
+        (["size=96"], "size=96"),
+        (["steps=-1"], "steps=-1"),
+        (["queries=30"], "'30'"),
+        (["masks=3"], "no such masks"),
+        (["backbone.checkpoint=x.pth"], "dense SIFT has one layer"),
+        (["flow.pretrained=true"], "DIS has no weights"),
+    ],
+)
+def test_other_wrong_settings_get_one_line_too(
+    overrides: list[str], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        call("run", *TINY, *overrides, f"hydra.run.dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}")
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_part_of_a_synthetic_video_is_scored_on_its_own_frames(tmp_path: Path) -> None:
+    options = [
+        f"hydra.run.dir={tmp_path / 'run'}",
+        f"cache_dir={tmp_path / 'cache'}",
+        "render=false",
+        "queries=grid:16",
+    ]
+    call("run", *TINY, "start=2", "stop=7", *options)
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert scores["flow_chain"]["delta_avg"] > 30  # shifted truth would leave next to nothing

@@ -14,7 +14,8 @@ from dinotrack.training.fit import fit, prepare, train
 
 CONF = config_folder()
 BASE = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "steps=1", "device=cpu", "logger=none"]
-BASE += ["method.delta.hidden=[4,8]", "method.batch.flow_pairs=16"]
+RANDOM = ["backbone.pretrained=false", "flow.pretrained=false"]
+BASE += [*RANDOM, "method.delta.hidden=[4,8]", "method.batch.flow_pairs=16"]
 
 
 def names(group: str) -> list[str]:
@@ -27,13 +28,11 @@ def video() -> Video:
 
 
 def tiny_backbone(name: str) -> list[str]:
-    if name == "dense_sift":
-        return []
-    return ["backbone.pretrained=false", "backbone.layer=1", "backbone.stride=14", "resolution=84"]
+    return [] if name.startswith("dense_sift") else ["backbone.layer=1", "backbone.stride=14", "resolution=84"]
 
 
 def tiny_flow(name: str) -> list[str]:
-    return ["flow.pretrained=false", "flow.updates=1"] if name == "raft" else []
+    return ["flow.updates=1"] if name == "raft" else []
 
 
 def step(video: Video, tmp_path: Path, overrides: list[str]) -> None:
@@ -78,7 +77,7 @@ def test_every_logger_steps(name: str, video: Video, tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_every_experiment_steps(name: str, video: Video, tmp_path: Path) -> None:
-    overrides = [f"cache_dir={tmp_path}", "steps=1", "method.batch.flow_pairs=16", "resolution=64"]
+    overrides = [*RANDOM, f"cache_dir={tmp_path}", "steps=1", "method.batch.flow_pairs=16", "resolution=64"]
     assert fit(video, experiment=name, overrides=overrides, progress=False).track(torch.zeros(1, 3)).xy.isfinite().all()
 
 

@@ -160,7 +160,8 @@ def test_overlay_is_a_video_at_the_videos_rate(tmp_path: Path):
         assert container.streams.video[0].average_rate == 12
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 8
-    assert frames[7][24, 10 + 42].max() > 150 > 50 > frames[0][24, 10 + 42].max()
+    assert frames[7].shape == (240, 320, 3)  # five times the size, because 64 pixels show nothing
+    assert frames[7][5 * 24, 5 * (10 + 42)].max() > 150 > 50 > frames[0][5 * 24, 5 * (10 + 42)].max()
 
 
 def test_contact_sheet_shows_evenly_spaced_frames():

@@ -65,7 +65,16 @@ class DenseSift:
         rootsift: bool = True,
         colour: float = 0.0,
         centred: bool = False,
+        layer: int = 1,
+        facet: str = "token",
+        checkpoint: str | None = None,
+        pretrained: bool = False,
     ) -> None:
+        if (layer, facet) != (1, "token") or checkpoint or pretrained:
+            raise DinotrackError(
+                f"layer={layer}, facet={facet}, checkpoint={checkpoint}, pretrained={pretrained}: dense SIFT has one layer, "
+                "the facet token and no weights; choose another backbone for these"
+            )
         if colour < 0:
             raise DinotrackError(f"colour={colour}: the weight of colour beside SIFT; expected 0 (none) or more")
         if stride < 1 or spatial_bin_size < 1:
@@ -248,6 +257,12 @@ def resize_positions(
     maps = positions.transpose(1, 2).unflatten(2, grid_size)
     scale = ((rows + 0.1) / grid_size[0], (columns + 0.1) / grid_size[1])
     return F.interpolate(maps, scale_factor=scale, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+
+
+def identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides the features: settings without the places that weights came from, which their fingerprint stands for."""
+    places = ("checkpoint", "pretrained", "seed") if "weights" in settings else ()
+    return {name: value for name, value in settings.items() if name not in places}
 
 
 def build_backbone(settings: dict[str, Any]) -> Backbone:

@@ -61,17 +61,25 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
     """Run a command under Hydra, which reads the overrides from `sys.argv`."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
     from dinotrack.training.config import config_folder
 
+    before = existing_folders(rest)
+
     def task(config: DictConfig) -> None:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
         job = importlib.import_module("dinotrack.training.commands")
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        code = plainly(lambda: getattr(job, f"{command}_command")(config, folder))
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        try:
+            code = plainly(lambda: getattr(job, f"{command}_command")(config, folder))
+        finally:
+            remove_empty(folder, before)
+        if code and hydra_config.mode == RunMode.MULTIRUN:
+            raise DinotrackError("this job failed, its reason stands above")
         if code:
-            remove_empty(folder)
             sys.exit(code)
 
     sys.argv = [f"dinotrack {command}", *rest]
@@ -100,16 +108,30 @@ def plainly(job: Callable[[], object]) -> int:
     return 0
 
 
-def user_error(error: BaseException) -> DinotrackError | None:
-    """The error for the user that Hydra's `instantiate` wrapped in its own, if there is one."""
-    cause = error.__cause__
-    return cause if isinstance(cause, DinotrackError) or cause is None else user_error(cause)
+def user_error(error: BaseException) -> BaseException | None:
+    """What of an error is meant for the user: our own inside Hydra's `instantiate`, or a config that does not hold together."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DinotrackError):
+        cause = cause.__cause__
+    if cause is None and isinstance(error, HydraException | OmegaConfBaseException):
+        return error
+    return cause
 
 
-def remove_empty(folder: Path) -> None:
+def existing_folders(rest: Sequence[str]) -> set[Path]:
+    """The folders on the way to the run folder that are there already, and so are not ours to remove."""
+    named = [word.split("=", 1)[1] for word in rest if word.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+    paths = [Path(name).absolute() for name in [*named, "runs/x/y"]]
+    return {parent for path in paths for parent in (path, *path.parents) if parent.exists()}
+
+
+def remove_empty(folder: Path, keep: set[Path]) -> None:
     """Take back the run folder, and the folders that were made for it, where nothing was written."""
-    for path in (folder, *folder.parents):
-        if path == Path.cwd() or not path.is_dir() or any(path.iterdir()):
+    for path in (folder.absolute(), *folder.absolute().parents):
+        if path in keep or not path.is_dir() or any(path.iterdir()):
             return
         path.rmdir()
 

@@ -46,7 +46,16 @@ class Dis:
         DinotrackError: when the preset is unknown or a number is negative.
     """
 
-    def __init__(self, preset: str = "medium", finest_scale: int = 0, refinement_iterations: int = 5) -> None:
+    def __init__(
+        self,
+        preset: str = "medium",
+        finest_scale: int = 0,
+        refinement_iterations: int = 5,
+        checkpoint: str | None = None,
+        pretrained: bool = False,
+    ) -> None:
+        if checkpoint or pretrained:
+            raise DinotrackError(f"{checkpoint=}, {pretrained=}: DIS has no weights; choose flow=raft for these")
         if preset not in DIS_PRESETS:
             raise DinotrackError(f"DIS preset {preset!r} is unknown; choose one of {', '.join(DIS_PRESETS)}")
         if finest_scale < 0 or refinement_iterations < 0:

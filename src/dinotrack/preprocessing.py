@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from dinotrack.backbones import Backbone, extract_features
+from dinotrack.backbones import Backbone, extract_features, identity
 from dinotrack.cache import build_or_load, cache_path
 from dinotrack.correspondences import build_tracklets, dino_best_buddies, saliency_masks, table_of
 from dinotrack.errors import DinotrackError
@@ -70,7 +70,9 @@ def video_features(
     progress: Progress = silent,
 ) -> FeatureMap:
     """Raw features of a video's working frames, cached."""
-    path = cache_path(cache, video, "features", {"backbone": backbone.settings, "size": list(frames.shape[2:])})
+    path = cache_path(
+        cache, video, "features", {"backbone": identity(backbone.settings), "size": list(frames.shape[2:])}
+    )
     return build_or_load(
         FeatureMap, path, lambda: extract_features(backbone, frames, chunk=chunk, device=device, progress=progress)
     )
@@ -110,7 +112,7 @@ def preprocess(
             f"no optical-flow tracklet found in {video.path or 'the video'}: its frames do not follow one another; "
             "raise supervision.gamma, or take another flow estimator"
         )
-    key_pairs = {**key_flow, "backbone": backbone.settings, **asdict(supervision)}
+    key_pairs = {**key_flow, "backbone": identity(backbone.settings), **asdict(supervision)}
     pairs = build_or_load(
         Pairs,
         cache_path(cache, video, "best_buddies", key_pairs),
@@ -145,7 +147,7 @@ def foreground(
     if len(video.masks):
         return video.masks
     final = backbone.final()
-    path = cache_path(cache, video, "saliency", {"backbone": final.settings, "size": list(frames.shape[2:])})
+    path = cache_path(cache, video, "saliency", {"backbone": identity(final.settings), "size": list(frames.shape[2:])})
     same = final.settings == backbone.settings
 
     def build() -> Masks:

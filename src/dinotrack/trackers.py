@@ -98,6 +98,7 @@ class FeatureTracker:
         Raises:
             DinotrackError: for a query that is not on the video.
         """
+        queries = torch.as_tensor(queries)
         check_queries(queries, self.frames, self.size)
         _, channels, height, width = self.features.values.shape
         bytes_per_query = 4 * self.frames * (3 * channels + 2 * self.frames) + 4 * height * width
@@ -151,7 +152,10 @@ class FeatureTracker:
         height, width = values.shape[1:]
         target = unit(values.flatten(1).T.float()).T
         scale = constant_scale(self.features.size) if self.scale_constants else 1.0
-        rows = max(1, int(self.memory / 2 / (4 * 3 * height * width)))
+        # Three maps a row; a refiner that sees whole maps holds its hidden channels twice more.
+        whole = self.head.refine and (self.head.fallback == "published" or self.head.peak == "refined")
+        maps = 3 + (2 * self.head.settings["hidden"] if whole else 0)
+        rows = max(1, int(self.memory / 2 / (4 * maps * height * width)))
         chunks = [
             self.head((unit(part) @ target).view(len(part), height, width), self.features.grid, scale)
             for part in wanted.split(rows)

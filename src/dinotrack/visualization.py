@@ -1,6 +1,8 @@
 """Tracks drawn over their video, and contact sheets of the result."""
 
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
-from dinotrack.geometry import inside, resize_frames, to_index
+from dinotrack.geometry import inside, rescale, resize_frames, to_index
 from dinotrack.mp4 import save_video
 from dinotrack.structs import PIXELS, Tracks, Video, write_atomically
 
@@ -28,6 +30,7 @@ def draw_tracks(
     every: int = 1,
     radius_share: float = 1 / 200,
     min_radius: float = 2.5,
+    jump: float = 0.1,
 ) -> UInt8[Tensor, "t 3 h w"]:
     """The video's frames with discs at visible points, circles at occluded ones, and trails that fade.
 
@@ -38,6 +41,7 @@ def draw_tracks(
         every: draw every so many of the tracks.
         radius_share: radius of a point as a share of the long side.
         min_radius: its least radius in pixels.
+        jump: a step longer than this share of the long side is a point found elsewhere, not motion; trails leave it out.
 
     Raises:
         DinotrackError: when tracks and video differ in size or number of frames, or `trail` or `every` is too small.
@@ -46,11 +50,14 @@ def draw_tracks(
     tracks = tracks.to("cpu")[::every]
     radius = max(min_radius, radius_share * max(video.size))
     shown = inside(tracks.xy, tracks.size) & tracks.xy.isfinite().all(-1)
+    steady = shown & tracks.visible
+    steps = (tracks.xy[:, 1:] - tracks.xy[:, :-1]).norm(dim=-1) <= jump * max(video.size)
+    moved = steady[:, 1:] & steady[:, :-1] & steps
     points, colours = opencv_points(torch.where(shown[..., None], tracks.xy, 0.0)), start_colours(tracks)
     drawn = []
     for t, frame in enumerate(video.frames):
         canvas = np.array(frame.permute(1, 2, 0).numpy(force=True), order="C")
-        _draw_trails(canvas, points[:, : t + 1], (shown & tracks.visible)[:, : t + 1], colours, trail, radius)
+        _draw_trails(canvas, points[:, : t + 1], moved[:, :t], colours, trail, radius)
         _draw_points(canvas, points[:, t], shown[:, t], tracks.visible[:, t], colours, radius)
         drawn.append(torch.from_numpy(canvas).permute(2, 0, 1).contiguous())
     return torch.stack(drawn)
@@ -82,7 +89,7 @@ def start_colours(tracks: Tracks) -> UInt8[np.ndarray, "n 3"]:
 def _draw_trails(
     canvas: UInt8[np.ndarray, "h w 3"],
     points: Int[np.ndarray, "n t 2"],
-    shown: Bool[Tensor, "n t"],
+    moved: Bool[Tensor, "n s"],
     colours: UInt8[np.ndarray, "n 3"],
     trail: int,
     radius: float,
@@ -92,8 +99,7 @@ def _draw_trails(
     layer, opacity = canvas.copy(), np.zeros(canvas.shape[:2], np.uint8)
     for age in range(min(trail, last), 0, -1):
         level = round(255 * (1 - (age - 1) / trail))
-        both = shown[:, last - age] & shown[:, last - age + 1]
-        for n in both.nonzero().flatten().tolist():
+        for n in moved[:, last - age].nonzero().flatten().tolist():
             ends = points[n, last - age].tolist(), points[n, last - age + 1].tolist()
             cv2.line(layer, *ends, colours[n].tolist(), thickness + 2, cv2.LINE_8, SHIFT)  # wider than its soft edge
             cv2.line(opacity, *ends, level, thickness, cv2.LINE_AA, SHIFT)
@@ -116,15 +122,34 @@ def _draw_points(
         cv2.circle(canvas, centre, round(radius * 2**SHIFT), colours[n].tolist(), thickness, cv2.LINE_AA, SHIFT)
 
 
+def enlarge(video: Video, tracks: Tracks, smallest: int) -> tuple[Video, Tracks]:
+    """Both as many whole times larger as a long side of `smallest` pixels wants, at least once."""
+    factor = math.ceil(smallest / max(video.size))
+    if factor <= 1:
+        return video, tracks
+    size = (video.size[0] * factor, video.size[1] * factor)
+    larger = Video(resize_frames(video.frames, size), video.fps, path=video.path)
+    xy = rescale(tracks.xy, video.size, size)
+    queries = torch.cat([tracks.queries[:, :1], rescale(tracks.queries[:, 1:], video.size, size)], 1)
+    return larger, replace(tracks, xy=xy, queries=queries, size=size)
+
+
 def render_overlay(
-    video: Video, tracks: Tracks, path: str | os.PathLike[str], *, trail: int = 10, every: int = 1
+    video: Video,
+    tracks: Tracks,
+    path: str | os.PathLike[str],
+    *,
+    trail: int = 10,
+    every: int = 1,
+    smallest: int = 320,
 ) -> None:
-    """Write `draw_tracks` as an mp4 at the video's frame rate.
+    """Write `draw_tracks` as an mp4 at the video's frame rate; tiny videos enlarged, so that points can be told apart.
 
     Raises:
         DinotrackError: where `draw_tracks` or `save_video` does.
     """
-    save_video(draw_tracks(video, tracks, trail=trail, every=every), path, video.fps)
+    larger, scaled = enlarge(video, tracks, smallest)
+    save_video(draw_tracks(larger, scaled, trail=trail, every=every), path, video.fps)
 
 
 def contact_sheet(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from dinotrack.data.synthetic import Clip, synthetic_clip
-from dinotrack.data.video import load_video
+from dinotrack.data.video import load_masks, load_video
 from dinotrack.errors import DinotrackError
 from dinotrack.structs import Video
 
@@ -16,8 +16,8 @@ SYNTHETIC = "synthetic:"
 """A path of this kind names a synthetic video by its settings, so that it can be made again."""
 
 
-def open_synthetic(path: str) -> Clip:
-    """The clip that `path`, "synthetic:" and JSON settings, stands for; its video bears that path.
+def open_synthetic(path: str, *, start: int = 0, stop: int | None = None) -> Clip:
+    """Frames [start, stop) of the clip that `path`, "synthetic:" and JSON settings, stands for; its video bears that path.
 
     Raises:
         DinotrackError: for settings that are no such JSON, or that `synthetic_clip` refuses.
@@ -27,20 +27,23 @@ def open_synthetic(path: str) -> Clip:
         if "size" in settings:
             settings["size"] = tuple(settings["size"])
         clip = synthetic_clip(**settings)
-        return replace(clip, video=replace(clip.video, path=path))
     except (TypeError, ValueError) as error:
         raise DinotrackError(f"{path!r} does not describe a synthetic video: {error}") from error
+    part = slice(start, stop)
+    video = replace(clip.video, path=path)[part]
+    return replace(clip, video=video, xy=clip.xy[:, part], visible=clip.visible[:, part])
 
 
 def open_video(path: str, masks: str | None = None, *, start: int = 0, stop: int | None = None) -> Video:
-    """A video file, a folder of frames, or a synthetic video by its path.
+    """A video file, a folder of frames, or a synthetic video by its path; frames [start, stop).
 
     Raises:
         DinotrackError: as `load_video` and `open_synthetic` do.
     """
-    if path.startswith(SYNTHETIC):
-        return open_synthetic(path).video[slice(start, stop)]
-    return load_video(path, masks, start=start, stop=stop)
+    if not path.startswith(SYNTHETIC):
+        return load_video(path, masks, start=start, stop=stop)
+    video = open_synthetic(path, start=start, stop=stop).video
+    return replace(video, masks=load_masks(masks, video, start=start, stop=stop)) if masks else video
 
 
 def open_described(about: Mapping[str, Any]) -> Video:

@@ -19,7 +19,7 @@ from dinotrack.structs import Video
 from dinotrack.trackers import check_queries
 
 COLUMNS = ("t", "x", "y")
-EXPECTED = "expected grid:STEP, an .npy or .csv file, or rows like 0,10.5,20;5,30,40"
+EXPECTED = "expected grid:STEP, an .npy or .csv file, or rows of (t, x, y) such as [[0,120,80],[5,33,40]]"
 
 QuerySpec = str | os.PathLike[str] | Sequence[Any] | np.ndarray | Tensor
 

@@ -62,7 +62,7 @@ def load_video(
         raise DinotrackError(f"no such video: {source}; expected a video file or a folder of jpg or png frames")
     if len(frames) == 0:
         raise DinotrackError(f"{source} has no frames in [{start}, {'end' if stop is None else stop}); lower start")
-    video = Video(torch.stack(frames), fps, path=str(source), start=start)
+    video = Video(torch.stack(frames), fps, path=str(source.expanduser().resolve()), start=start)
     if masks is None:
         return video
     return replace(video, masks=load_masks(masks, video, start=start, stop=stop))

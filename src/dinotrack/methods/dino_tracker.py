@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dinotrack.backbones import Backbone, build_backbone
+from dinotrack.backbones import Backbone, build_backbone, identity
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
 from dinotrack.networks import DeltaDino, TrackerHead
@@ -194,7 +194,7 @@ def load_dino_tracker(
             f"hash {video.content_hash[:12]}); fit again"
         )
     backbone = backbone or build_backbone(about["backbone"])
-    if dict(backbone.settings) != about["backbone"]:
+    if identity(dict(backbone.settings)) != identity(about["backbone"]):
         raise DinotrackError(f"{path} was fitted on backbone {about['backbone']}, not {dict(backbone.settings)}")
     delta, head = load_networks(content, path)
     frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]))

@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from dinotrack.backbones import Backbone, build_backbone
 from dinotrack.cache import default_cache
 from dinotrack.data import SYNTHETIC, open_described, open_synthetic, open_video
 from dinotrack.data.export import save_csv, save_npz
 from dinotrack.data.queries import read_queries
 from dinotrack.data.video import load_masks
+from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import baselines, plain, score_clip, score_joints
 from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
 from dinotrack.metrics import BadjaScores, TapVidScores, mean_over_videos
@@ -36,16 +38,20 @@ NAMES = {"raw_features": "raw features", "flow_chain": "chained flow", "dino_tra
 
 def video_of(config: DictConfig) -> Video:
     """The video that a config names; "synthetic" stands for the one that `synthetic.*` describes."""
+    if OmegaConf.is_missing(config, "video"):
+        raise DinotrackError("no video given; add video=clip.mp4, video=folder_of_frames or video=synthetic")
     path = str(config.video)
     if path == "synthetic":
         settings = OmegaConf.to_container(config.synthetic, resolve=True)
         path = SYNTHETIC + json.dumps(settings, separators=(",", ":"))
-    return open_video(path, config.masks, start=config.start, stop=config.stop)
+    masks = None if config.masks is None else str(config.masks)
+    return open_video(path, masks, start=config.start, stop=config.stop)
 
 
 def queries_of(config: DictConfig, video: Video) -> torch.Tensor:
     """The queries that a config names, checked against the video."""
-    spec = config.queries if isinstance(config.queries, str) else OmegaConf.to_container(config.queries, resolve=True)
+    given = config.queries
+    spec = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else str(given)
     return read_queries(spec, video, frame=config.queries_frame, masked=config.queries_on_mask)  # type: ignore[arg-type]
 
 
@@ -97,6 +103,8 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
 def track_command(config: DictConfig, folder: Path) -> None:
     """Track queries with the checkpoint of a fit."""
     stages = Stages()
+    if OmegaConf.is_missing(config, "checkpoint"):
+        raise DinotrackError("no checkpoint given; add checkpoint=tracker.ckpt of a run folder")
     about_video = read_checkpoint(config.checkpoint)["dinotrack"]["video"]
     if config.video:
         about_video = {**about_video, "path": str(config.video)}
@@ -108,6 +116,7 @@ def track_command(config: DictConfig, folder: Path) -> None:
         tracker = load_dino_tracker(
             config.checkpoint,
             video,
+            backbone=moved_backbone(config),
             cache=Path(config.cache_dir).expanduser() if config.cache_dir else default_cache(),
             device=pick_device(config.device),
             memory=float(config.memory),
@@ -121,18 +130,29 @@ def track_command(config: DictConfig, folder: Path) -> None:
     say(f"{len(tracks)} points over {len(video)} frames in {folder}")
 
 
+def moved_backbone(config: DictConfig) -> Backbone | None:
+    """The checkpoint's backbone with its weights read from `backbone_checkpoint`, or None to read them where they were."""
+    if not config.backbone_checkpoint:
+        return None
+    settings = read_checkpoint(config.checkpoint)["dinotrack"]["backbone"]
+    return build_backbone({**settings, "checkpoint": str(config.backbone_checkpoint)})
+
+
 def demo_command(config: DictConfig, folder: Path) -> None:
     """Run on a few synthetic videos and print the fitted tracker beside its baselines, averaged over the seeds."""
     scores: dict[str, list[TapVidScores]] = {}
+    if config.video != "synthetic":
+        raise DinotrackError(f"the demo needs ground truth; for video={config.video} use dinotrack run")
     for seed in config.seeds:
         say(f"synthetic video {seed}")
         each = OmegaConf.merge(config, {"synthetic": {"seed": seed}})
         for name, values in run_command(each, folder / f"seed-{seed}").items():  # type: ignore[arg-type]
             scores.setdefault(name, []).append(values)
     means = {name: mean_over_videos(values) for name, values in scores.items()}
-    write_json(folder / "demo.json", {"seeds": list(config.seeds), "mean": plain(means)})
+    found = verdict(means)
+    write_json(folder / "demo.json", {"seeds": list(config.seeds), "mean": plain(means), "verdict": found})
     Console().print(score_table(means, f"Mean over synthetic videos {list(config.seeds)}, TAP-Vid strided, %"))
-    for line in verdict(means):
+    for line in found:
         say(line)
     say(f"overlay: {folder / f'seed-{config.seeds[0]}' / 'overlay.mp4'}")
 
@@ -172,13 +192,22 @@ def score(
     config: DictConfig, data: VideoDataModule, tracker: Tracker
 ) -> dict[str, TapVidScores] | dict[str, BadjaScores]:
     """The fitted tracker and its baselines against the ground truth of the run."""
-    video, store = data.video, data.store.to("cpu")
-    rules = {"scale_constants": store.scale_constants, "visibility": instantiate(config.method.visibility)}
-    trackers = {**baselines(video, store.features, store.images, data.flow, **rules), "dino_tracker": tracker}
+    device = pick_device(config.device)
+    video, store, flow = data.video, data.store.to(device), data.flow.to(device)
+    rules = {
+        "scale_constants": store.scale_constants,
+        "visibility": instantiate(config.method.visibility),
+        "radius": config.method.head.radius,
+        "memory": float(config.memory),
+    }
+    trackers = {
+        **baselines(video, store.features, store.images, flow, **rules, progress=shown),
+        "dino_tracker": tracker,
+    }
     if is_synthetic(video):
-        clip = open_synthetic(video.path)
-        return score_clip(trackers, clip)
-    return score_joints(trackers, video, config.truth)
+        clip = open_synthetic(video.path, start=video.start, stop=video.start + len(video))
+        return score_clip(trackers, clip, progress=shown)
+    return score_joints(trackers, video, config.truth, progress=shown)
 
 
 def score_table(scores: Any, title: str) -> Table:

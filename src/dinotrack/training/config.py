@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -61,20 +60,33 @@ def pick_device(name: str) -> torch.device:
 
 def make_data(config: DictConfig, video: Video, progress: Progress = silent) -> VideoDataModule:
     """The data module of a config."""
-    size: Any = OmegaConf.to_container(config).get("size") if config.size is not None else None  # type: ignore[union-attr]
     return VideoDataModule(
         video,
         instantiate(config.backbone),
         instantiate(config.flow),
         cache=config.cache_dir,
         resolution=config.resolution,
-        size=(int(size[0]), int(size[1])) if size else None,
+        size=fixed_size(config),
         supervision=instantiate(config.supervision),
         batch=instantiate(config.method.batch),
         seed=config.seed,
         device=pick_device(config.device),
         progress=progress,
     )
+
+
+def fixed_size(config: DictConfig) -> tuple[int, int] | None:
+    """`size` = [W, H], or None where the aspect decides.
+
+    Raises:
+        DinotrackError: for anything else.
+    """
+    if config.size is None:
+        return None
+    size = OmegaConf.to_container(config.size) if OmegaConf.is_config(config.size) else config.size
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        raise DinotrackError(f"size={size}: expected [W, H] in whole pixels, or null")
+    return size[0], size[1]
 
 
 def make_module(config: DictConfig, channels: int) -> DinoTrackerModule:

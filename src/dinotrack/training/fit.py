@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.utils import instantiate
 from jaxtyping import Bool
 from omegaconf import DictConfig
@@ -44,7 +43,7 @@ def fit(
         DinotrackError: for settings or masks that do not fit, weights that cannot be had, or a video without supervision.
     """
     if isinstance(masks, str | Path):
-        masks = load_masks(masks, video)
+        masks = load_masks(masks, video, start=video.start, stop=video.start + len(video))
     if masks is not None:
         video = replace(video, masks=masks)
     config = compose_config("fit", experiment, [*overrides, "logger=none"])
@@ -59,6 +58,8 @@ def prepare(config: DictConfig, video: Video, progress: Progress = silent) -> Vi
     Raises:
         DinotrackError: for settings that do not fit the video, before anything is computed.
     """
+    if "steps" in config and not config.steps >= 1 and "max_steps" in config.trainer and config.steps != 0:
+        raise DinotrackError(f"steps={config.steps}: expected at least 1")
     data = make_data(config, video, progress)
     make_module(config, data.backbone.channels).delta.check_size(data.working_size)
     data.setup("fit")
@@ -79,10 +80,10 @@ def train(
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
         make_trainer(config, progress is not silent, folder).fit(module, data)
-    return finish(module, data, float(config.memory), pick_device(config.device))
+    return finish(module, data, float(config.memory))
 
 
-def finish(module: DinoTrackerModule, data: VideoDataModule, memory: float, device: torch.device) -> DinoTracker:
+def finish(module: DinoTrackerModule, data: VideoDataModule, memory: float) -> DinoTracker:
     """The tracker of a module whose fit has ended.
 
     Raises:
@@ -90,7 +91,7 @@ def finish(module: DinoTrackerModule, data: VideoDataModule, memory: float, devi
     """
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise DinotrackError("the fit diverged: its weights are no longer finite; lower method.module.lr")
-    return module.to(device).tracker(data, memory=memory)
+    return module.tracker(data, memory=memory)
 
 
 def make_trainer(config: DictConfig, progress: bool, folder: Path | None) -> L.Trainer:

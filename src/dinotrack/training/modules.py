@@ -108,7 +108,11 @@ class DinoTrackerModule(L.LightningModule):
         checkpoint["dinotrack"] = self.description
 
     def tracker(self, data: VideoDataModule, *, memory: float = 1e9) -> DinoTracker:
-        """The fitted tracker of the data module's video."""
+        """The fitted tracker of the data module's video, on the data module's device.
+
+        Lightning takes the module back to the CPU when a fit ends; here it goes where the data is.
+        """
+        self.to(data.device)
         store = data.store.to(self.device)
         networks = (self.delta.eval(), self.head.eval())
         return assemble(
