@@ -102,15 +102,30 @@ def table(name: str) -> str:
     return "\n".join(lines)
 
 
+def costs() -> str:
+    """Seconds of each stage and peak memory of the runs on real clips, as Markdown."""
+    stages = ("preprocess", "fit", "track", "render")
+    lines = ["| clip | frames | " + " | ".join(stages) + " | peak memory |", "|---" * (len(stages) + 3) + "|"]
+    for name in ("horsejump", "cat", "paragliding"):
+        summary = json.loads((RESULTS / f"{name}.json").read_text())["summary"]
+        seconds = {stage["name"]: stage["seconds"] for stage in summary["stages"]}
+        memory = max(stage["peak_memory_mb"] for stage in summary["stages"]) / 1000
+        video = summary["video"]
+        what = f"{name}, {video['size'][0]}×{video['size'][1]} | {video['frames']}"
+        lines.append(
+            f"| {what} | " + " | ".join(f"{seconds[stage]:.0f} s" for stage in stages) + f" | {memory:.1f} GB |"
+        )
+    return "\n".join(lines)
+
+
 def update_readme() -> None:
     """Put the tables between their markers."""
     text = (ROOT / "README.md").read_text()
-    for name in COLUMNS:
-        if (RESULTS / f"{name}.json").exists():
-            start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-            before, rest = text.split(start)
-            after = rest.split(end)[1] if end in rest else rest
-            text = f"{before}{start}\n{table(name)}\n{end}{after}"
+    for name in (*COLUMNS, "costs"):
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = text.split(start)
+        after = rest.split(end)[1] if end in rest else rest
+        text = f"{before}{start}\n{costs() if name == 'costs' else table(name)}\n{end}{after}"
     (ROOT / "README.md").write_text(text)
 
 

@@ -144,17 +144,20 @@ def render(rest: Sequence[str]) -> None:
     parser.add_argument("output", type=Path, nargs="?", default=Path("overlay.mp4"), help="default: overlay.mp4")
     parser.add_argument("--trail", type=int, default=10, help="frames of a track that stay behind each point")
     parser.add_argument("--every", type=int, default=1, help="draw only every so many-th point")
+    parser.add_argument("--start", type=int, default=0, help="first frame, where a part of the video was tracked")
     options = parser.parse_args(rest)
 
     from dinotrack.data import open_video
     from dinotrack.data.export import load_npz
+    from dinotrack.progress import shown
     from dinotrack.visualization import render_overlay
 
-    tracks, video = load_npz(options.tracks), open_video(options.video)
+    tracks = load_npz(options.tracks)
+    video = open_video(options.video, start=options.start, stop=options.start + tracks.xy.shape[1])
     if tracks.xy.shape[1] != len(video) or tracks.size != video.size:
         raise DinotrackError(
             f"{options.tracks} has {tracks.xy.shape[1]} frames of {tracks.size}, "
             f"{options.video} has {len(video)} of {video.size}; give the video that was tracked"
         )
-    render_overlay(video, tracks, options.output, trail=options.trail, every=options.every)
+    render_overlay(video, tracks, options.output, trail=options.trail, every=options.every, progress=shown)
     print(options.output)

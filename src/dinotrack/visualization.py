@@ -16,6 +16,7 @@ from torch import Tensor
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import inside, rescale, resize_frames, to_index
 from dinotrack.mp4 import save_video
+from dinotrack.progress import Progress, silent
 from dinotrack.structs import PIXELS, Tracks, Video, write_atomically
 
 SHIFT = 4
@@ -31,6 +32,7 @@ def draw_tracks(
     radius_share: float = 1 / 200,
     min_radius: float = 2.5,
     jump: float = 0.1,
+    progress: Progress = silent,
 ) -> UInt8[Tensor, "t 3 h w"]:
     """The video's frames with discs at visible points, circles at occluded ones, and trails that fade.
 
@@ -55,7 +57,7 @@ def draw_tracks(
     moved = steady[:, 1:] & steady[:, :-1] & steps
     points, colours = opencv_points(torch.where(shown[..., None], tracks.xy, 0.0)), start_colours(tracks)
     drawn = []
-    for t, frame in enumerate(video.frames):
+    for t, frame in progress(list(enumerate(video.frames)), "overlay"):
         canvas = np.array(frame.permute(1, 2, 0).numpy(force=True), order="C")
         _draw_trails(canvas, points[:, : t + 1], moved[:, :t], colours, trail, radius)
         _draw_points(canvas, points[:, t], shown[:, t], tracks.visible[:, t], colours, radius)
@@ -142,6 +144,7 @@ def render_overlay(
     trail: int = 10,
     every: int = 1,
     smallest: int = 320,
+    progress: Progress = silent,
 ) -> None:
     """Write `draw_tracks` as an mp4 at the video's frame rate; tiny videos enlarged, so that points can be told apart.
 
@@ -149,7 +152,8 @@ def render_overlay(
         DinotrackError: where `draw_tracks` or `save_video` does.
     """
     larger, scaled = enlarge(video, tracks, smallest)
-    save_video(draw_tracks(larger, scaled, trail=trail, every=every), path, video.fps)
+    drawn = draw_tracks(larger, scaled, trail=trail, every=every, progress=progress)
+    save_video(drawn, path, video.fps)
 
 
 def contact_sheet(

@@ -175,7 +175,7 @@ def write_tracks(tracks: Tracks, video: Video, folder: Path, config: DictConfig,
     save_csv(tracks, folder / "tracks.csv")
     if config.render:
         with stages.stage("render"):
-            render_overlay(video, tracks, folder / "overlay.mp4", trail=config.trail)
+            render_overlay(video, tracks, folder / "overlay.mp4", trail=config.trail, progress=shown)
 
 
 def is_synthetic(video: Video) -> bool:
