@@ -39,7 +39,7 @@ format: install  ## format and fix
 	$(BIN)/nbstripout notebooks/*.ipynb
 
 results: install  ## measure again what the README prints; needs the clips of ../shared/data
-	$(BIN)/python scripts/results.py demo horsejump cat paragliding
+	$(BIN)/python scripts/results.py demo horsejump horsejump_without_masks cat paragliding
 
 clean:  ## remove what was made here
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """Measure what the README prints: run the demo and the real clips, keep rows in docs/results, pictures in docs/images.
 
-python scripts/results.py demo horsejump paragliding cat   # measure again, several minutes each
-python scripts/results.py                                  # only write the README's tables from the kept rows
+python scripts/results.py demo horsejump cat   # measure again, several minutes each; every job is in JOBS
+python scripts/results.py                      # only write the README's tables from the kept rows
 """
 
 import json
@@ -19,6 +19,7 @@ HORSE_MASKS = f"masks={DATA / 'horsejump-high' / 'masks'}"
 JOBS = {
     "demo": ["demo"],
     "horsejump": ["run", "experiment=cpu_small", *HORSE, HORSE_MASKS, "queries=grid:20", "queries_on_mask=true"],
+    "horsejump_without_masks": ["run", "experiment=cpu_small", HORSE[0]],
     "paragliding": ["run", "experiment=cpu_small", f"video={DATA / 'paragliding.mp4'}"],
     "cat": ["run", "experiment=cpu_small", f"video={DATA / 'cat.mp4'}"],
 }
@@ -67,19 +68,24 @@ def show(word: str) -> str:
 
 
 def commit() -> str:
-    return subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    """The last commit that touched what is measured, the library and its configs; "-dirty" where they differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    last = subprocess.run([*git, "log", "-1", "--format=%h", "--", "src", "conf"], capture_output=True, text=True)
+    changed = subprocess.run([*git, "status", "--porcelain", "--", "src", "conf"], capture_output=True, text=True)
+    return last.stdout.strip() + ("-dirty" if changed.stdout else "")
 
 
 def picture(overlay: Path, path: Path) -> None:
     """Four frames of an overlay side by side."""
+    from PIL import Image
+
     from dinotrack import load_video
     from dinotrack.visualization import contact_sheet, save_png
 
     path.parent.mkdir(exist_ok=True)
     frames = load_video(overlay).frames
     save_png(contact_sheet(frames, columns=2, count=4, width=180), path)
+    Image.open(path).quantize(128).save(path, optimize=True)  # a third of the bytes
 
 
 def table(name: str) -> str:
@@ -106,12 +112,12 @@ def costs() -> str:
     """Seconds of each stage and peak memory of the runs on real clips, as Markdown."""
     stages = ("preprocess", "fit", "track", "render")
     lines = ["| clip | frames | " + " | ".join(stages) + " | peak memory |", "|---" * (len(stages) + 3) + "|"]
-    for name in ("horsejump", "cat", "paragliding"):
+    for name in ("horsejump", "horsejump_without_masks", "cat", "paragliding"):
         summary = json.loads((RESULTS / f"{name}.json").read_text())["summary"]
         seconds = {stage["name"]: stage["seconds"] for stage in summary["stages"]}
         memory = max(stage["peak_memory_mb"] for stage in summary["stages"]) / 1000
         video = summary["video"]
-        what = f"{name}, {video['size'][0]}×{video['size'][1]} | {video['frames']}"
+        what = f"{name.replace('_', ' ')}, {video['size'][0]}×{video['size'][1]} | {video['frames']}"
         lines.append(
             f"| {what} | " + " | ".join(f"{seconds[stage]:.0f} s" for stage in stages) + f" | {memory:.1f} GB |"
         )
