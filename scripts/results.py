@@ -85,7 +85,7 @@ def picture(overlay: Path, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     frames = load_video(overlay).frames
     save_png(contact_sheet(frames, columns=2, count=4, width=180), path)
-    Image.open(path).quantize(128).save(path, optimize=True)  # a third of the bytes
+    Image.open(path).quantize(256).save(path, optimize=True)  # a third of the bytes
 
 
 def table(name: str) -> str:
