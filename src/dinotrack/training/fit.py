@@ -58,8 +58,8 @@ def prepare(config: DictConfig, video: Video, progress: Progress = silent) -> Vi
     Raises:
         DinotrackError: for settings that do not fit the video, before anything is computed.
     """
-    if "steps" in config and not config.steps >= 1 and "max_steps" in config.trainer and config.steps != 0:
-        raise DinotrackError(f"steps={config.steps}: expected at least 1")
+    if config.steps < 0:
+        raise DinotrackError(f"steps={config.steps}: expected at least 1, or 0 to leave the networks as they start")
     data = make_data(config, video, progress)
     make_module(config, data.backbone.channels).delta.check_size(data.working_size)
     data.setup("fit")
