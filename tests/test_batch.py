@@ -28,7 +28,11 @@ def random_table(count: int, frames: int, rng: torch.Generator, foreground: floa
     source, target = both[torch.randint(0, len(both), (count,), generator=rng)].unbind(1)
     xy = torch.rand(2, count, 2, generator=rng) * torch.tensor(SIZE)
     pairs = Pairs(source, target, xy[0], xy[1], torch.arange(1.0, count + 1))
-    return PairTable.build(pairs, torch.rand(count, generator=rng) < foreground, frames)
+    return PairTable.build(pairs, torch.rand(count, generator=rng) < foreground, everywhere(frames))
+
+
+def everywhere(frames: int) -> Tensor:
+    return torch.ones(frames, frames, dtype=torch.bool)
 
 
 def make_store(frames: int = 12, foreground: float = 0.5, tracklets: int = 300, pairs: int = 4000) -> Store:
@@ -43,6 +47,7 @@ def make_store(frames: int = 12, foreground: float = 0.5, tracklets: int = 300, 
         best_buddies=random_table(pairs, frames, rng),
         refined=random_table(pairs, frames, rng),
         cycle=PairTable.empty(frames),
+        masks=torch.rand(frames, 6, 8, generator=rng) < foreground,
     )
 
 
@@ -180,7 +185,7 @@ def test_no_more_than_179_foreground_and_77_background_pairs_without_topping_up(
         )
         flags = torch.arange(count) < foreground
         for frames, chosen in (([(0, 1)], pairs), ([(1, 0)], pairs.flip())):
-            table = PairTable.build(chosen, flags, 2)
+            table = PairTable.build(chosen, flags, everywhere(2))
             weights = draw_pairs(table, frames, BatchSettings(), rng).weight.tolist()
             on = [weight for weight in weights if weight < foreground]
             assert len(on) == min(foreground, 179) and len(weights) - len(on) == min(background, 77)
@@ -194,6 +199,36 @@ def test_frame_pairs_are_different_frames_in_either_order(rng: torch.Generator) 
     counts = {pair: drawn.count(pair) for pair in itertools.permutations([3, 5, 8], 2)}
     assert sum(counts.values()) == 3000 and all(abs(count - 500) < 100 for count in counts.values())
     assert draw_frame_pairs(torch.tensor([4]), 4, rng) == []
+
+
+def test_frame_pairs_and_masks_travel_with_the_batch() -> None:
+    store = make_store()
+    for batch in draws(store):
+        assert batch.frame_pairs.shape == (4, 2) and (batch.frame_pairs[:, 0] != batch.frame_pairs[:, 1]).all()
+        assert batch.frame_pairs.max() < len(batch.frames)
+        assert torch.equal(batch.masks, store.masks[batch.frames])
+        between = {(int(i), int(j)) for i, j in batch.frame_pairs}
+        for pairs in (
+            batch.best_buddies,
+            batch.refined,
+        ):  # both tables know all pairs of frames, so these are drawn from
+            assert set(zip(pairs.source.tolist(), pairs.target.tolist(), strict=True)) <= between
+
+
+def test_only_frame_pairs_that_a_table_knows_are_drawn_from_it() -> None:
+    store, searched = make_store(), torch.zeros(12, 12, dtype=torch.bool)
+    searched[torch.arange(11), torch.arange(1, 12)] = True  # each frame to the next
+    rows = store.refined.target == store.refined.source + 1
+    table = PairTable.build(store.refined.pairs[rows], store.refined.foreground[rows], searched)
+    store = replace(store, refined=table)
+    seen = set()
+    for batch in draws(store, 60):
+        source, target = batch.frames[batch.refined.source], batch.frames[batch.refined.target]
+        assert (target == source + 1).all()
+        possible = [(int(t), int(t) + 1) for t in batch.frames if int(t) + 1 in batch.frames.tolist()]
+        assert bool(possible) == (len(batch.refined) > 0)
+        seen |= set(zip(source.tolist(), target.tolist(), strict=True))
+    assert len(seen) == 11
 
 
 def test_tables_without_pairs_give_empty_pairs() -> None:

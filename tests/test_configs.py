@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from dinotrack import Video
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.training.batch import BatchSettings
 from dinotrack.training.config import compose_config, config_folder, make_data, make_module
-from dinotrack.training.fit import fit, prepare, train
+from dinotrack.training.fit import fit, prepare, published_steps, train
 
 CONF = config_folder()
 BASE = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "steps=1", "device=cpu", "logger=none"]
@@ -95,7 +96,8 @@ def test_defaults_are_the_published_setting() -> None:
     assert "large" in config.backbone.model
     weights = {name: term.weight for name, term in config.losses.items()}
     assert weights == {"flow": 1.0, "best_buddy": 25e-5, "refined_best_buddy": 5e-5, "cycle": 0.5, "prior": 1e-4}
-    assert (config.steps, config.method.module.lr, config.resolution) == (10000, 0.01, 854)
+    assert (config.steps, config.method.module.lr, config.resolution) == (None, 0.01, 854)
+    assert [published_steps(frames) for frames in (2, 100, 249, 250, 1000)] == [10000] * 3 + [20000] * 2
     batch = OmegaConf.to_container(config.method.batch)
     assert isinstance(batch, dict)
     batch.pop("_target_")
@@ -107,12 +109,15 @@ def test_config_and_constructor_defaults_agree(video: Video, tmp_path: Path) -> 
     overrides = ["backbone=dense_sift", "flow=dis", "video=x.mp4", f"cache_dir={tmp_path}", "device=cpu"]
     config = compose_config("fit", overrides=overrides)
     from dinotrack.preprocessing import Supervision
+    from dinotrack.training.callbacks import RebuildPairs
     from dinotrack.training.modules import DinoTrackerModule
 
     assert make_data(config, video).supervision == Supervision()
-    module, plain = make_module(config, 1024), DinoTrackerModule()
+    module, plain = make_module(config, make_data(config, video).backbone), DinoTrackerModule()
     assert module.losses == plain.losses
-    assert module.delta.settings == plain.delta.settings
+    assert {**module.delta.settings, "channels": 1024} == plain.delta.settings
+    found, expected = instantiate(config.callbacks.rebuild), RebuildPairs()
+    assert vars(found) == vars(expected)
     assert module.head.settings == plain.head.settings
     assert (module.lr, module.decay, module.decay_every, module.decay_on) == (0.01, 0.999, 40, "delta")
     assert module.visibility == plain.visibility

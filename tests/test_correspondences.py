@@ -19,6 +19,7 @@ from dinotrack.correspondences import (
     nearest_last_frames,
     new_starts,
     saliency_masks,
+    searched_between,
     table_of,
 )
 from dinotrack.geometry import centres
@@ -280,7 +281,7 @@ def test_frame_pairs_are_all_or_a_fixed_random_choice() -> None:
     assert frame_pairs(4, 6) == list(itertools.combinations(range(4), 2))
     some = frame_pairs(40, 50)
     assert some == frame_pairs(40, 50) == sorted(set(some)) and len(some) == 50
-    assert all(0 <= i < j < 40 for i, j in some) and some != frame_pairs(40, 50, seed=1)
+    assert all(0 <= i < j < 40 for i, j in some) and some != frame_pairs(40, 50, torch.Generator().manual_seed(1))
     assert max(j - i for i, j in some) > 20
 
 
@@ -333,8 +334,11 @@ def test_the_table_knows_the_mask_at_each_source(rng: torch.Generator) -> None:
     source = torch.randint(0, 3, (50,), generator=rng)
     xy = torch.rand(2, 50, 2, generator=rng) * torch.tensor([20.0, 16.0])
     pairs = Pairs(source, (source + 1) % 3, xy[0], xy[1], torch.arange(50.0))
-    table = table_of(pairs, masks, (20, 16))
-    assert table.frames == 3 and sorted(table.weight.tolist()) == sorted([*range(50), *range(50)])
+    searched = searched_between([(0, 1), (1, 2)], 3)
+    assert searched.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+    assert not searched_between([], 3).any()
+    table = table_of(pairs, masks, (20, 16), searched)
+    assert table.frames == 3 and torch.equal(table.searched, searched) and sorted(table.weight.tolist()) == sorted([*range(50), *range(50)])
     for n in range(100):
         x, y = table.source_xy[n].tolist()
         assert bool(table.foreground[n]) == bool(masks[table.source[n], int(y / 2), int(x / 2)])

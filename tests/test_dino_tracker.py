@@ -27,7 +27,6 @@ from dinotrack.methods.dino_tracker import (
     load_dino_tracker,
     read_checkpoint,
     refine_features,
-    unit_range,
 )
 from dinotrack.networks import DeltaDino
 from dinotrack.structs import FeatureMap, Grid, Pairs, Video
@@ -104,7 +103,16 @@ def test_refined_features_are_raw_ones_and_the_residual(rng: torch.Generator) ->
     assert residual.abs().max() > 0.1
     assert np.allclose(array(found.values.float()), array(raw.values.float()) + array(residual), atol=5e-3)
     assert found.values.dtype == torch.float16 and (found.grid, found.size) == (raw.grid, raw.size)
-    assert unit_range(frames).max() <= 1.0
+    other = refine_features(raw, frames, delta, every=2, chunk=2)
+    assert torch.allclose(other.values, found.values[::2], atol=2e-3)
+
+
+def test_without_dino_the_residual_stands_alone(rng: torch.Generator) -> None:
+    delta = DeltaDino(8, (2, 2), zero_start=False, alone=True).eval()
+    raw, images = torch.randn(2, 8, 6, 8, generator=rng), torch.randint(0, 256, (2, 3, 42, 56), dtype=torch.uint8)
+    found = delta.refine(raw, images, torch.arange(2), Grid(7.0, 3.5))
+    assert torch.equal(found, delta.refine(torch.zeros_like(raw), images, torch.arange(2), Grid(7.0, 3.5)))
+    assert found.abs().max() > 1e-3 and found.std() > 0  # there is something to learn from
 
 
 def test_without_a_fit_refined_features_are_the_raw_ones(video: Video, rng: torch.Generator) -> None:
@@ -251,7 +259,9 @@ def one_batch(tracker: DinoTracker, video: Video) -> Batch:
     pairs = Pairs(torch.tensor([0]), torch.tensor([1]), *torch.full((2, 1, 2), 20.0), torch.ones(1))
     frames = dinotrack.geometry.resize_frames(video.frames, WORKING)
     features = tracker.features
-    return Batch(torch.arange(4), frames, features.values, pairs, nothing, nothing, nothing, features.grid, WORKING)
+    masks, between = torch.ones(4, 42, 56, dtype=torch.bool), torch.tensor([[0, 1]])
+    all_pairs = (pairs, nothing, nothing, nothing)
+    return Batch(torch.arange(4), frames, features.values, *all_pairs, between, masks, features.grid, WORKING)
 
 
 class Described(DinoTrackerModule):
@@ -259,6 +269,9 @@ class Described(DinoTrackerModule):
 
     def on_fit_start(self) -> None:
         pass
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return []
 
 
 def test_a_checkpoint_of_lightnings_trainer_loads_too(tracker: DinoTracker, video: Video, tmp_path: Path) -> None:

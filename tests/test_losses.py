@@ -51,6 +51,8 @@ def make_step(rng: torch.Generator, **pairs: Pairs) -> Step:
         frames=torch.tensor([2, 5, 9]),
         images=torch.zeros(3, 3, SIZE[1], SIZE[0], dtype=torch.uint8),
         features=raw.half(),
+        frame_pairs=torch.zeros(0, 2, dtype=torch.long),
+        masks=torch.zeros(3, SIZE[1], SIZE[0], dtype=torch.bool),
         grid=GRID,
         size=SIZE,
         scale_constants=False,
@@ -96,6 +98,15 @@ def contrastive_twin(step: Step, pairs: Pairs, temperature: float = 0.1) -> list
     return out
 
 
+def current_cosines(step: Step, pairs: Pairs) -> list[float]:
+    """Of each pair in the refined features of the step."""
+    maps, found = array(step.refined), []
+    for n in range(len(pairs)):
+        here, there = maps[int(pairs.source[n])], maps[int(pairs.target[n])]
+        found.append(cosine(here[:, *cell(pairs.source_xy[n])], there[:, *cell(pairs.target_xy[n])]))
+    return found
+
+
 @pytest.mark.parametrize("scale_constants", [True, False])
 def test_positions_are_those_of_each_pair_by_itself(scale_constants: bool, rng: torch.Generator) -> None:
     step, pairs = make_step(rng), random_pairs(40, rng)
@@ -122,11 +133,15 @@ def test_the_best_buddy_loss_is_a_weighted_sum(rng: torch.Generator) -> None:
     pairs, other = random_pairs(25, rng, on_tokens=True), random_pairs(9, rng, on_tokens=True)
     step = make_step(rng, best_buddies=pairs, refined=other)
     twins = contrastive_twin(step, pairs)
-    assert np.allclose(both_ways(step, pairs, 0.1).detach(), twins, rtol=1e-4)
+    losses, cosines = both_ways(step, pairs, 0.1)
+    assert np.allclose(losses.detach(), twins, rtol=1e-4)
+    assert np.allclose(cosines, current_cosines(step, pairs), atol=1e-6) and not cosines.requires_grad
     expected = sum(float(w) * value for w, value in zip(pairs.weight, twins, strict=True))
     assert BestBuddyLoss()(step).item() == pytest.approx(expected / 700, rel=1e-4)
     assert BestBuddyLoss(divisor=25.0)(step).item() == pytest.approx(expected / 25, rel=1e-4)
-    expected = sum(float(w) * v for w, v in zip(other.weight, contrastive_twin(step, other), strict=True))
+    trust = [2 * max(s, 0.0) ** 3 for s in current_cosines(step, other)]  # of the current Φ, whatever the table says
+    assert min(trust) == 0.0 < max(trust)
+    expected = sum(w * v for w, v in zip(trust, contrastive_twin(step, other), strict=True))
     assert RefinedBestBuddyLoss()(step).item() == pytest.approx(expected / 900, rel=1e-4)
     hotter = sum(float(w) * v for w, v in zip(pairs.weight, contrastive_twin(step, pairs, 0.5), strict=True))
     assert BestBuddyLoss(temperature=0.5)(step).item() == pytest.approx(hotter / 700, rel=1e-4)
@@ -134,7 +149,8 @@ def test_the_best_buddy_loss_is_a_weighted_sum(rng: torch.Generator) -> None:
 
 def test_the_best_buddy_loss_reads_pairs_the_same_both_ways(rng: torch.Generator) -> None:
     step, pairs = make_step(rng), random_pairs(25, rng, on_tokens=True)
-    assert torch.allclose(both_ways(step, pairs, 0.1), both_ways(step, pairs.flip(), 0.1))
+    for forth, back in zip(both_ways(step, pairs, 0.1), both_ways(step, pairs.flip(), 0.1), strict=True):
+        assert torch.allclose(forth, back)
 
 
 def test_the_cycle_loss_is_half_of_each_direction(rng: torch.Generator) -> None:
@@ -184,7 +200,20 @@ def doubled(step: Step) -> Step:
     return Step(replace(step.batch, **pairs), step.refined.detach().double().requires_grad_(), step.head)
 
 
-@pytest.mark.parametrize("term", [BestBuddyLoss(), RefinedBestBuddyLoss(), PriorLoss()])
+def test_no_gradient_passes_through_the_weights_of_refined_best_buddies(rng: torch.Generator) -> None:
+    """§3: s from the current Φ without gradient, so the slope is that of the same loss with weights that are given."""
+    pairs = random_pairs(8, rng, on_tokens=True)
+    step = make_step(rng, refined=pairs)
+    trust = torch.tensor([2 * max(s, 0.0) ** 3 for s in current_cosines(step, pairs)], dtype=torch.float32)
+    given = Step(replace(step.batch, best_buddies=replace(pairs, weight=trust)), step.refined, step.head)
+    gradients = [
+        torch.autograd.grad(term(part), step.refined)[0]
+        for term, part in ((RefinedBestBuddyLoss(), step), (BestBuddyLoss(divisor=900.0), given))
+    ]
+    assert gradients[0].abs().max() > 0 and torch.allclose(gradients[0], gradients[1], atol=1e-9)
+
+
+@pytest.mark.parametrize("term", [BestBuddyLoss(), PriorLoss()])
 def test_gradients_in_both_frames_are_those_of_finite_differences(term: LossTerm, rng: torch.Generator) -> None:
     pairs = random_pairs(8, rng, on_tokens=True)
     step = doubled(make_step(rng, best_buddies=pairs, refined=pairs))

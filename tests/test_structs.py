@@ -49,7 +49,7 @@ def structs() -> list[TensorStruct]:
         Tracklets(*(torch.zeros(0, dtype=torch.int32) for _ in range(3)), torch.zeros(0, 2), (6, 4)),
         pairs,
         Pairs.empty(),
-        PairTable.build(pairs, torch.rand(20, generator=rng) > 0.5, 4),
+        PairTable.build(pairs, torch.rand(20, generator=rng) > 0.5, torch.ones(4, 4, dtype=torch.bool)),
         PairTable.empty(4),
         Masks(torch.rand(3, 4, 6, generator=rng) > 0.5),
         make_tracks(),
@@ -200,7 +200,8 @@ def test_pairs_index_flip_and_join(rng: torch.Generator) -> None:
 
 def test_a_pair_table_slices_like_a_search_through_all_pairs(rng: torch.Generator) -> None:
     pairs, foreground = make_pairs(200, 4, rng), torch.rand(200, generator=rng) > 0.7
-    table = PairTable.build(pairs, foreground, 4)
+    table = PairTable.build(pairs, foreground, torch.ones(4, 4, dtype=torch.bool))
+    assert table.frames == 4
     assert sorted(table.weight.tolist()) == sorted(pairs.weight.tolist())
     for source in range(4):
         for target in range(4):
@@ -218,7 +219,7 @@ def test_a_pair_table_slices_like_a_search_through_all_pairs(rng: torch.Generato
 
 def test_an_empty_pair_table_has_empty_slices() -> None:
     table = PairTable.empty(3)
-    assert len(table) == 0
+    assert len(table) == 0 and not table.searched.any() and table.searched.shape == (3, 3)
     assert all(table.between(i, j, k) == slice(0, 0) for i in range(3) for j in range(3) for k in (False, True))
 
 

@@ -1,5 +1,7 @@
 """Supervision of a fit (method §3): optical-flow tracklets and DINO best buddies, vectorised over points."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -170,11 +172,12 @@ def nearest_last_frames(
     return torch.stack([tracklets.start[chosen], tracklets.start[chosen] + tracklets.chained[chosen] - 1], 1)
 
 
-def frame_pairs(frames: int, limit: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Unordered pairs of frames i < j: all of them, or `limit` chosen by `seed`."""
+def frame_pairs(frames: int, limit: int, generator: torch.Generator | None = None) -> list[tuple[int, int]]:
+    """Unordered pairs of frames i < j: all of them, or `limit` random ones, without `generator` always the same."""
     index = torch.combinations(torch.arange(frames))
     if len(index) > limit:
-        index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:limit].sort().values]
+        generator = generator or torch.Generator().manual_seed(0)
+        index = index[torch.randperm(len(index), generator=generator)[:limit].sort().values]
     return [(int(i), int(j)) for i, j in index]
 
 
@@ -238,10 +241,20 @@ def saliency_masks(features: FeatureMap, *, threshold: float = 0.6) -> Bool[Tens
     return min(options, key=lambda mask: float(mask[:, border].float().mean()))
 
 
-def table_of(pairs: Pairs, masks: Bool[Tensor, "t h w"], size: tuple[int, int]) -> PairTable:
+def searched_between(frame_pairs: Sequence[tuple[int, int]], frames: int) -> Bool[Tensor, "t t"]:
+    """Which ordered pairs of frames were searched, when `frame_pairs` were in both directions."""
+    searched = torch.zeros(frames, frames, dtype=torch.bool)
+    i, j = torch.tensor(list(frame_pairs), dtype=torch.long).view(-1, 2).unbind(1)
+    searched[i, j] = searched[j, i] = True
+    return searched
+
+
+def table_of(
+    pairs: Pairs, masks: Bool[Tensor, "t h w"], size: tuple[int, int], searched: Bool[Tensor, "t t"]
+) -> PairTable:
     """Pairs in both directions as a table, so that the foreground is always the source token's (§5).
 
     Positions of frames of (W, H) `size`, in which the masks may be of another size.
     """
     pairs = Pairs.cat([pairs, pairs.flip()])
-    return PairTable.build(pairs, look_up(masks, pairs.source, pairs.source_xy, size), len(masks))
+    return PairTable.build(pairs, look_up(masks, pairs.source, pairs.source_xy, size), searched)

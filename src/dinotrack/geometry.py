@@ -66,6 +66,21 @@ def centres(height: int, width: int, grid: Grid, device: torch.device | str = "c
     return torch.stack([x, y], -1).reshape(-1, 2) * grid.stride + grid.offset
 
 
+def cell_centres(cells: Int[Tensor, "*n"], width: int, grid: Grid) -> Float[Tensor, "*n 2"]:
+    """Raster positions of cells, numbered row by row, of a map of `width` columns."""
+    return torch.stack([cells % width, cells // width], -1) * grid.stride + grid.offset
+
+
+def resize_masks(masks: Bool[Tensor, "t h w"], size: tuple[int, int]) -> Bool[Tensor, "t h2 w2"]:
+    """Masks looked up at the pixels of frames of (W, H) `size`."""
+    width, height = size
+    if masks.shape[1:] == (height, width):
+        return masks
+    y = ((torch.arange(height, device=masks.device) + 0.5) * (masks.shape[1] / height)).long()
+    x = ((torch.arange(width, device=masks.device) + 0.5) * (masks.shape[2] / width)).long()
+    return masks[:, y[:, None], x]
+
+
 def to_index(xy: Float[Tensor, "*n 2"], grid: Grid) -> Float[Tensor, "*n 2"]:
     """Fractional (column, row) of raster positions in a map on `grid`."""
     return (xy - grid.offset) / grid.stride

@@ -1,17 +1,24 @@
 """The networks that are fitted to a video: Delta-DINO (Eq. 1) and the tracker head with its CNN refiner (Eq. 2)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from dinotrack.equations import similarity
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres, resample, window
+from dinotrack.progress import Progress, silent
 from dinotrack.structs import Grid
+
+
+def unit_range(frames: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Images in [0, 1], which Delta-DINO reads."""
+    return frames.float() / 255
 
 
 class BlurPool(nn.Module):
@@ -29,11 +36,35 @@ class BlurPool(nn.Module):
         return F.conv2d(padded, self.filt, stride=2, groups=maps.shape[1])
 
 
-class DeltaDino(nn.Module):
+class Refinement(nn.Module):
+    """What makes Φ of raw features: Delta-DINO, or an ablation in its place."""
+
+    settings: dict[str, Any]
+    """Plain values that a checkpoint carries, from which the network is made again."""
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse working frames of (W, H) that are too small."""
+
+    def prepare(self, frames: UInt8[Tensor, "t 3 h w"], *, progress: Progress = silent) -> None:
+        """Compute what depends on the video's working frames but not on the parameters."""
+
+    def refine(
+        self,
+        raw: Float[Tensor, "b c h w"],
+        images: UInt8[Tensor, "b 3 h2 w2"],
+        frames: Int[Tensor, " b"],
+        grid: Grid,
+    ) -> Float[Tensor, "b c h w"]:
+        """Φ of the frames with these numbers, in float32."""
+        raise NotImplementedError
+
+
+class DeltaDino(Refinement):
     """Φ_Δ of Eq. 1: the residual CNN over the RGB frame, sampled at the token centres; zero at the start of a fit.
 
     The names of its parameters are those of the published weights (§9). With `alignment="published"` output cell u is read as
-    if it sat on raster 8u + 0.5, with "centred" where the three BlurPools put it, 8u + 4 (§1).
+    if it sat on raster 8u + 0.5, with "centred" where the three BlurPools put it, 8u + 4 (§1). `alone` is the ablation without
+    DINO, Φ = Φ_Δ, which wants `zero_start=False`: from features that are all zero no gradient leads away.
     """
 
     def __init__(
@@ -42,21 +73,31 @@ class DeltaDino(nn.Module):
         hidden: Sequence[int] = (64, 128, 256),
         alignment: Literal["published", "centred"] = "published",
         gain: float = 0.05,
+        zero_start: bool = True,
+        alone: bool = False,
     ) -> None:
         super().__init__()
         if alignment not in ("published", "centred"):
             raise DinotrackError(f"alignment={alignment!r} is neither 'published' nor 'centred'")
         self.stride = 2 ** len(hidden)
         self.offset = 0.5 if alignment == "published" else self.stride / 2
-        self.settings = {"channels": channels, "hidden": list(hidden), "alignment": alignment, "gain": gain}
+        self.alone = alone
+        self.settings = {
+            "channels": channels,
+            "hidden": list(hidden),
+            "alignment": alignment,
+            "gain": gain,
+            "zero_start": zero_start,
+            "alone": alone,
+        }
         layers: list[nn.Module] = []
         for before, after in zip([3, *hidden[:-1]], hidden, strict=True):
             convolution = nn.Conv2d(before, after, 5, padding=2, padding_mode="reflect")
             layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), BlurPool(after)]
         last = nn.Conv2d(hidden[-1], channels, 5, padding=4, dilation=2, padding_mode="reflect")
         norm = nn.BatchNorm2d(channels)
-        nn.init.zeros_(last.weight)
-        if last.bias is not None:
+        if zero_start and last.bias is not None:
+            nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         nn.init.constant_(norm.weight, gain)
         self.layers = nn.Sequential(*layers, last, norm)
@@ -72,6 +113,17 @@ class DeltaDino(nn.Module):
             raise DinotrackError(
                 f"frames of {size[0]}x{size[1]} are too small for Delta-DINO (sides of {smallest} at least); raise resolution"
             )
+
+    def refine(
+        self,
+        raw: Float[Tensor, "b c h w"],
+        images: UInt8[Tensor, "b 3 h2 w2"],
+        frames: Int[Tensor, " b"],
+        grid: Grid,
+    ) -> Float[Tensor, "b c h w"]:
+        """Φ = Φ_DINO + Φ_Δ (Eq. 1), in float32 whatever the precision of the network; Φ_Δ by itself if `alone`."""
+        residual = self(unit_range(images), grid, *raw.shape[2:]).float()
+        return residual if self.alone else raw.float() + residual
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], grid: Grid, height: int, width: int
@@ -119,6 +171,13 @@ class TrackerHead(nn.Module):
         self.cnn_refiner = nn.Sequential(
             nn.Conv2d(1, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, 1, 3, padding=1)
         )
+
+    def find(
+        self, wanted: Float[Tensor, "n c"], features: Float[Tensor, "c h w"], grid: Grid, scale: float = 1.0
+    ) -> Float[Tensor, "n 2"]:
+        """Π: raster positions of the wanted features in a frame with these features (Eq. 2)."""
+        cosines = similarity(wanted.float(), features.flatten(1).T.float())
+        return self(cosines.view(len(wanted), *features.shape[1:]), grid, scale)
 
     def refined(
         self, maps: Float[Tensor, "n h w"], within: Bool[Tensor, "n h w"] | None = None, padding: int = 1

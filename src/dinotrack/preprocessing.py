@@ -9,7 +9,14 @@ from torch import Tensor
 
 from dinotrack.backbones import Backbone, extract_features, identity
 from dinotrack.cache import build_or_load, cache_path
-from dinotrack.correspondences import build_tracklets, dino_best_buddies, saliency_masks, table_of
+from dinotrack.correspondences import (
+    build_tracklets,
+    dino_best_buddies,
+    frame_pairs,
+    saliency_masks,
+    searched_between,
+    table_of,
+)
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import resize_frames, working_size
 from dinotrack.optical_flow import FlowEstimator
@@ -129,7 +136,8 @@ def preprocess(
         ),
     )
     masks = foreground(video, frames, features, backbone, cache, **common)
-    return Preprocessed(frames, features, tracklets, table_of(pairs, masks, features.size), masks)
+    searched = searched_between(frame_pairs(len(frames), supervision.max_frame_pairs), len(frames))
+    return Preprocessed(frames, features, tracklets, table_of(pairs, masks, features.size, searched), masks)
 
 
 def foreground(

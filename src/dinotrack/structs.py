@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,6 +39,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def hash_of(values: Shaped[Tensor, "n ..."]) -> str:
+    """SHA-256 of shape and content."""
+    digest = hashlib.sha256(str(tuple(values.shape)).encode())
+    for part in values:
+        digest.update(part.contiguous().numpy(force=True).tobytes())
+    return digest.hexdigest()
 
 
 class TensorStruct:
@@ -122,10 +130,7 @@ class Video(TensorStruct):
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 of shape and pixels; masks, frame rate and path do not count."""
-        digest = hashlib.sha256(str(tuple(self.frames.shape)).encode())
-        for frame in self.frames:
-            digest.update(frame.contiguous().numpy(force=True).tobytes())
-        return digest.hexdigest()
+        return hash_of(self.frames)
 
 
 @dataclass(frozen=True)
@@ -230,23 +235,30 @@ class PairTable(TensorStruct):
     weight: Float[Tensor, " n"]
     foreground: Bool[Tensor, " n"]
     """Whether the source lies on the foreground."""
-    frames: int
+    searched: Bool[Tensor, "t t"]
+    """[i, j]: whether pairs from frame i to frame j were looked for. Minibatches draw among these."""
 
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def frames(self) -> int:
+        """Frames of the video."""
+        return len(self.searched)
+
     @classmethod
-    def build(cls, pairs: Pairs, foreground: Bool[Tensor, " n"], frames: int) -> "PairTable":
-        """Sort `pairs` of a video of `frames` frames into a table."""
-        order = ((pairs.source * frames + pairs.target) * 2 + foreground).argsort(stable=True)
+    def build(cls, pairs: Pairs, foreground: Bool[Tensor, " n"], searched: Bool[Tensor, "t t"]) -> "PairTable":
+        """Sort `pairs` into a table; `searched` says between which frames of the video they were looked for."""
+        order = ((pairs.source * len(searched) + pairs.target) * 2 + foreground).argsort(stable=True)
         chosen = pairs[order]
         columns = {f.name: getattr(chosen, f.name) for f in fields(Pairs)}
-        return cls(**columns, foreground=foreground[order], frames=frames)
+        return cls(**columns, foreground=foreground[order], searched=searched)
 
     @classmethod
     def empty(cls, frames: int) -> "PairTable":
-        """No pairs yet."""
-        return cls.build(Pairs.empty(), torch.zeros(0, dtype=torch.bool), frames)
+        """Nothing looked for yet."""
+        nowhere = torch.zeros(frames, frames, dtype=torch.bool)
+        return cls.build(Pairs.empty(), torch.zeros(0, dtype=torch.bool), nowhere)
 
     @property
     def pairs(self) -> Pairs:
@@ -258,6 +270,11 @@ class PairTable(TensorStruct):
         key = (self.source * self.frames + self.target) * 2 + self.foreground
         counts = torch.bincount(key.cpu(), minlength=2 * self.frames**2)
         return torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+
+    @cached_property
+    def choices(self) -> Bool[Tensor, "t t"]:
+        """`searched`, on the CPU for the same reason."""
+        return self.searched.cpu()
 
     def between(self, source: int, target: int, foreground: bool) -> slice:
         """Rows from frame `source` to frame `target` on the foreground or the background."""

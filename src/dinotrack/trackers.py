@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from dinotrack.equations import trajectory_agreement, unit
+from dinotrack.equations import trajectory_agreement
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import constant_scale, rescale, sample
 from dinotrack.networks import TrackerHead
@@ -61,7 +61,8 @@ class FeatureTracker:
     """Tracks by the similarity of features (Eq. 2) with visibility by trajectory agreement (§6).
 
     `features` at working resolution; `size` (W, H) and `fps` of the video as loaded; `memory` bounds, in bytes, what one chunk of
-    queries takes beside the features.
+    queries takes beside the features. `shift`, in working pixels, is taken off positions on their way in and added on their way
+    out: 0.5 for networks that were fitted to pixel indices (§0).
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class FeatureTracker:
         scale_constants: bool = True,
         visibility: VisibilityRule = VisibilityRule(),
         memory: float = 1e9,
+        shift: float = 0.0,
     ) -> None:
         self.features, self.head, self.size, self.fps = features, head.eval(), size, fps
-        self.scale_constants, self.visibility, self.memory = scale_constants, visibility, memory
+        self.scale_constants, self.visibility, self.memory, self.shift = scale_constants, visibility, memory, shift
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +115,7 @@ class FeatureTracker:
 
     def _track(self, queries: Float[Tensor, "n 3"], progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
         frame = queries[:, 0].long()
-        query_xy = rescale(queries[:, 1:], self.size, self.features.size)
+        query_xy = rescale(queries[:, 1:], self.size, self.features.size) - self.shift
         rows = torch.arange(len(queries), device=self.device)
         wanted = self._sample(frame, query_xy)
         xy = torch.stack([self.locate(wanted, t) for t in progress(range(self.frames), "tracks")], 1)
@@ -122,7 +124,7 @@ class FeatureTracker:
         cosine = F.cosine_similarity(along, along[rows, frame][:, None], dim=-1)
         visible = self._visible(xy, along, cosine, progress)
         visible[rows, frame] = True
-        on_video = rescale(xy, self.features.size, self.size)
+        on_video = rescale(xy + self.shift, self.features.size, self.size)
         on_video[rows, frame] = queries[:, 1:]  # exactly the query, not its rounded round trip
         return on_video, visible, cosine.clamp(0, 1)
 
@@ -150,14 +152,10 @@ class FeatureTracker:
         """Π: where each wanted feature is in `frame`, at working resolution."""
         values = self.features.values[frame]
         height, width = values.shape[1:]
-        target = unit(values.flatten(1).T.float()).T
         scale = constant_scale(self.features.size) if self.scale_constants else 1.0
         # Three maps a row; a refiner that sees whole maps holds its hidden channels twice more.
         whole = self.head.refine and (self.head.fallback == "published" or self.head.peak == "refined")
         maps = 3 + (2 * self.head.settings["hidden"] if whole else 0)
         rows = max(1, int(self.memory / 2 / (4 * maps * height * width)))
-        chunks = [
-            self.head((unit(part) @ target).view(len(part), height, width), self.features.grid, scale)
-            for part in wanted.split(rows)
-        ]
+        chunks = [self.head.find(part, values, self.features.grid, scale) for part in wanted.split(rows)]
         return torch.cat(chunks) if chunks else wanted.new_zeros(0, 2)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from dinotrack.backbones import Backbone, build_backbone, identity
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
-from dinotrack.networks import DeltaDino, TrackerHead
+from dinotrack.networks import DeltaDino, Refinement, TrackerHead
 from dinotrack.preprocessing import video_features, working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, Video, write_atomically
@@ -22,23 +22,25 @@ FORMAT = 1
 """Of checkpoints."""
 
 
-def unit_range(frames: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Images in [0, 1], which Delta-DINO reads."""
-    return frames.float() / 255
-
-
 @torch.no_grad()
 def refine_features(
-    raw: FeatureMap, frames: UInt8[Tensor, "t 3 h w"], delta: DeltaDino, *, chunk: int = 8, progress: Progress = silent
+    raw: FeatureMap,
+    frames: UInt8[Tensor, "t 3 h w"],
+    delta: Refinement,
+    *,
+    every: int = 1,
+    chunk: int = 8,
+    progress: Progress = silent,
 ) -> FeatureMap:
-    """Φ = Φ_DINO + Φ_Δ of every frame (Eq. 1) in half precision, with BatchNorm's running statistics."""
+    """Φ of each `every`-th frame (Eq. 1) in half precision, with BatchNorm's running statistics."""
     training, device = delta.training, next(delta.parameters()).device
     delta.eval()
-    refined = torch.empty_like(raw.values)
-    for first in progress(range(0, len(raw), chunk), "refined features"):
-        part = slice(first, first + chunk)
-        residual = delta(unit_range(frames[part].to(device)), raw.grid, *raw.values.shape[2:])
-        refined[part] = (raw.values[part].to(device) + residual).to(refined)
+    chosen = torch.arange(0, len(raw), every)
+    refined = torch.empty_like(raw.values[::every])
+    for numbers in progress(chosen.split(chunk), "refined features"):
+        inputs = (raw.values[numbers].to(device), frames[numbers].to(device))
+        first = int(numbers[0]) // every
+        refined[first : first + len(numbers)] = delta.refine(*inputs, numbers.to(device), raw.grid).to(refined)
     delta.train(training)
     return FeatureMap(refined, raw.stride, raw.offset, raw.size)
 
@@ -49,7 +51,7 @@ class DinoTracker(FeatureTracker):
     def __init__(
         self,
         features: FeatureMap,
-        delta: DeltaDino,
+        delta: Refinement,
         head: TrackerHead,
         settings: Mapping[str, Any],
         *,
@@ -58,7 +60,8 @@ class DinoTracker(FeatureTracker):
         video = settings["video"]
         rule = VisibilityRule(**settings["visibility"])
         options = {"scale_constants": settings["scale_constants"], "visibility": rule, "memory": memory}
-        super().__init__(features, head, tuple(video["size"]), video["fps"], **options)
+        shift = settings.get("shift", 0.0)  # not in the first checkpoints
+        super().__init__(features, head, tuple(video["size"]), video["fps"], shift=shift, **options)
         self.delta, self.settings = delta, dict(settings)
 
     def checkpoint(self) -> dict[str, Any]:
@@ -74,7 +77,7 @@ class DinoTracker(FeatureTracker):
         write_atomically(Path(path), lambda name: torch.save(self.checkpoint(), name))
 
 
-def state_dict(delta: DeltaDino, head: TrackerHead) -> dict[str, Tensor]:
+def state_dict(delta: Refinement, head: TrackerHead) -> dict[str, Tensor]:
     """Both networks' weights under the prefixes that a `DinoTrackerModule` gives them."""
     parts = {"delta": delta.state_dict(), "head": head.state_dict()}
     return {f"{name}.{key}": value.detach().cpu() for name, part in parts.items() for key, value in part.items()}
@@ -84,11 +87,12 @@ def describe(
     video: Video,
     backbone: Backbone,
     working: tuple[int, int],
-    delta: DeltaDino,
+    delta: Refinement,
     head: TrackerHead,
     *,
     scale_constants: bool = True,
     visibility: VisibilityRule = VisibilityRule(),
+    shift: float = 0.0,
 ) -> dict[str, Any]:
     """The plain settings that a checkpoint carries: its video, its backbone, its networks."""
     about = {
@@ -109,13 +113,14 @@ def describe(
         "head": head.settings,
         "scale_constants": scale_constants,
         "visibility": asdict(visibility),
+        "shift": shift,
     }
 
 
 def assemble(
     raw: FeatureMap,
     frames: UInt8[Tensor, "t 3 h w"],
-    delta: DeltaDino,
+    delta: Refinement,
     head: TrackerHead,
     settings: Mapping[str, Any],
     *,
@@ -149,7 +154,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_networks(content: Mapping[str, Any], path: str | Path) -> tuple[DeltaDino, TrackerHead]:
+def load_networks(content: Mapping[str, Any], path: str | Path) -> tuple[Refinement, TrackerHead]:
     """Delta-DINO and head of a checkpoint.
 
     Raises:

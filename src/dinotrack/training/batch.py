@@ -21,6 +21,10 @@ class Batch(TensorStruct):
     best_buddies: Pairs
     refined: Pairs
     cycle: Pairs
+    frame_pairs: Int[Tensor, "p 2"]
+    """The frames between which pairs of tokens were drawn, as numbers of the batch's frames."""
+    masks: Bool[Tensor, "b h w"]
+    """Foreground of the frames."""
     grid: Grid
     size: tuple[int, int]
     """(W, H) of the working frames."""
@@ -56,6 +60,8 @@ class Store(TensorStruct):
     best_buddies: PairTable
     refined: PairTable
     cycle: PairTable
+    masks: Bool[Tensor, "t h w"]
+    """Foreground, at working resolution."""
     scale_constants: bool = True
 
     def draw(self, settings: BatchSettings, generator: torch.Generator) -> Batch:
@@ -68,10 +74,13 @@ class Store(TensorStruct):
             self.flow_pairs(foreground, on_foreground, half if len(on_background) else 2 * half, generator),
             self.flow_pairs(background, on_background, half if len(on_foreground) else 2 * half, generator),
         ]
-        drawn = draw_frame_pairs(frames, settings.frame_pairs, generator)
+        between = draw_frame_pairs(frames, settings.frame_pairs, generator)
         device = self.images.device
         tables = (self.best_buddies, self.refined, self.cycle)
-        pairs = [Pairs.cat(of_flow, device), *(draw_pairs(table, drawn, settings, generator) for table in tables)]
+        pairs = [
+            Pairs.cat(of_flow, device),
+            *(draw_pairs(table, within(between, frames, table, generator), settings, generator) for table in tables),
+        ]
         index = frames.to(device)
         flow, best_buddies, refined, cycle = (renumber(part, index) for part in pairs)
         return Batch(
@@ -82,6 +91,8 @@ class Store(TensorStruct):
             best_buddies=best_buddies,
             refined=refined,
             cycle=cycle,
+            frame_pairs=torch.searchsorted(frames, torch.tensor(between, dtype=torch.long).view(-1, 2)),
+            masks=self.masks[index],
             grid=self.features.grid,
             size=self.features.size,
             scale_constants=self.scale_constants,
@@ -135,6 +146,18 @@ def draw_frame_pairs(frames: Int[Tensor, " b"], count: int, generator: torch.Gen
         return []
     pairs = (frames[torch.randperm(len(frames), generator=generator)[:2]].tolist() for _ in range(count))
     return [(int(i), int(j)) for i, j in pairs]
+
+
+def within(
+    frame_pairs: list[tuple[int, int]], frames: Int[Tensor, " b"], table: PairTable, generator: torch.Generator
+) -> list[tuple[int, int]]:
+    """The drawn frame pairs if the table knows them all, else as many drawn anew among those that it knows, if any."""
+    if all(table.choices[i, j] for i, j in frame_pairs):
+        return frame_pairs
+    known = frames[table.choices[frames[:, None], frames].nonzero()]
+    if not len(known):
+        return []
+    return [(int(i), int(j)) for i, j in known[torch.randint(len(known), (len(frame_pairs),), generator=generator)]]
 
 
 def draw_pairs(

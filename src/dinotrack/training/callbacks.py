@@ -1,10 +1,70 @@
 """Callbacks: they decide when, and call a function."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
+import torch
 
+from dinotrack.errors import DinotrackError
 from dinotrack.progress import make_bar
+from dinotrack.refined_pairs import PairSearch
+from dinotrack.training.losses import first_step
+from dinotrack.training.rebuild import rebuilt_tables
+from dinotrack.training.stopping import StopSignals, save_resumable
+
+if TYPE_CHECKING:
+    from dinotrack.training.modules import DinoTrackerModule
+
+
+class RebuildPairs(L.Callback):
+    """Refined best buddies and cycle-consistent pairs, searched anew during the fit (method §3, §5).
+
+    From step `start` on (a step, or a share of the run), every `every` steps, between `frame_pairs` random pairs of training
+    frames, in both directions; minibatches draw from what was found. With `frame_pairs="batch"` and every=1 each step searches
+    its own features between its own frame pairs instead, as the published code does. Only what weighted losses read is searched.
+    """
+
+    def __init__(
+        self,
+        search: PairSearch = PairSearch(),
+        *,
+        start: int | float = 0.5,
+        every: int = 100,
+        frame_pairs: int | Literal["batch"] = 1000,
+        chunk: int = 8,
+    ) -> None:
+        if every < 1 or (isinstance(frame_pairs, int) and frame_pairs < 1):
+            raise DinotrackError(f"rebuild: every={every}, frame_pairs={frame_pairs}: expected at least 1")
+        if frame_pairs == "batch" and every != 1:
+            raise DinotrackError(f"rebuild: frame_pairs=batch searches in each step; it needs every=1, not {every}")
+        self.search, self.start, self.every, self.frame_pairs, self.chunk = search, start, every, frame_pairs, chunk
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether pairs are searched before the 0-based step `step` of a run of `steps`."""
+        first = first_step(self.start, steps)
+        return first <= step < steps and (step - first) % self.every == 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: "DinoTrackerModule") -> None:  # type: ignore[override]
+        if trainer.global_step == 0:  # a resumed run has its tables from the checkpoint
+            self.rebuild(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: "DinoTrackerModule", *_: Any) -> None:  # type: ignore[override]
+        in_batch = self.frame_pairs == "batch" and self.due(trainer.global_step, pl_module.steps)
+        pl_module.in_batch = self.search if in_batch else None
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: "DinoTrackerModule", *_: Any) -> None:  # type: ignore[override]
+        self.rebuild(trainer, pl_module)
+
+    def rebuild(self, trainer: L.Trainer, pl_module: "DinoTrackerModule") -> None:
+        """Search, if it is time, and hand the tables to the data module."""
+        if self.frame_pairs == "batch" or not self.due(trainer.global_step, pl_module.steps):
+            return
+        data, networks = pl_module.data, (pl_module.delta, pl_module.head)
+        sizes = {"count": int(self.frame_pairs), "every": data.batch.every, "chunk": self.chunk}
+        tables = rebuilt_tables(data.store, *networks, self.search, data.generator, pl_module.losses.reads, **sizes)
+        data.replace_tables(**tables)
+        pl_module.log_dict({f"pairs/{name}": float(len(table)) for name, table in tables.items()})
 
 
 class StepProgress(L.Callback):
@@ -30,3 +90,42 @@ class StepProgress(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.bar.stop()
+
+
+class Resumable(L.Callback):
+    """Keeps `path` so that a stopped run can go on: every `every` steps, at the end, and when a signal asks the fit to stop.
+
+    A step is never cut in two. What an exception or a kill loses is at most `every` steps, and those are repeated exactly.
+    """
+
+    def __init__(self, path: Path, every: int = 500, settings: dict[str, Any] | None = None) -> None:
+        self.path, self.every, self.settings = path, every, settings or {}
+        self.signals = StopSignals()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.install()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        stop = self.signals.received
+        if stop or trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+            save_resumable(trainer, self.path)
+        if stop:
+            raise DinotrackError(
+                f"stopped by {stop} at step {trainer.global_step} of {trainer.max_steps}; the same command with "
+                f"hydra.run.dir={self.path.parent} resume=true goes on from there"
+            )
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.signals.remove()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.signals.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"settings": self.settings, "random": torch.get_rng_state(), "random_cuda": cuda}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        torch.set_rng_state(state_dict["random"].cpu())
+        if state_dict["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["random_cuda"]])

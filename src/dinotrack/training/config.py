@@ -1,6 +1,7 @@
 """From configs to objects: the one place where Hydra's `instantiate` is called."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dinotrack.backbones import Backbone
 from dinotrack.errors import DinotrackError
+from dinotrack.networks import Refinement
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Video
 from dinotrack.training.datamodules import VideoDataModule
@@ -89,10 +92,16 @@ def fixed_size(config: DictConfig) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
-def make_module(config: DictConfig, channels: int) -> DinoTrackerModule:
-    """The module of a config, its Delta-DINO as wide as the backbone."""
-    delta = instantiate(config.method.delta, channels=channels)
+def make_module(config: DictConfig, backbone: Backbone) -> DinoTrackerModule:
+    """The module of a config, its refinement made for the backbone."""
+    delta = make_refinement(instantiate(config.method.delta, _partial_=True), backbone)
     losses = {str(name): instantiate(term) for name, term in config.losses.items()}
     visibility = instantiate(config.method.visibility)
     parts = {"delta": delta, "head": instantiate(config.method.head), "losses": losses, "visibility": visibility}
     return instantiate(config.method.module, **parts, _convert_="object")
+
+
+def make_refinement(make: Callable[..., Refinement], backbone: Backbone) -> Refinement:
+    """A refinement from its class with settings: Delta-DINO needs the backbone's channels, LoRA the backbone."""
+    wanted = inspect.signature(make).parameters
+    return make(backbone=backbone) if "backbone" in wanted else make(channels=backbone.channels)

@@ -1,16 +1,16 @@
 """The data of a fit: one video, preprocessed once, served as minibatches of 8 frames."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from dinotrack.backbones import Backbone
 from dinotrack.cache import default_cache
-from dinotrack.geometry import look_up, working_size
+from dinotrack.geometry import look_up, resize_masks, working_size
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.preprocessing import Preprocessed, Supervision, preprocess
 from dinotrack.progress import Progress, silent
@@ -18,15 +18,21 @@ from dinotrack.structs import PairTable, Video
 from dinotrack.training.batch import Batch, BatchSettings, Store
 
 
-class Minibatches(IterableDataset[Batch]):
-    """Endless minibatches from the data module's store as it is at that moment."""
+class Minibatches(Dataset[Batch]):
+    """As many minibatches as the fit has steps, each drawn from the data module's store as it is when it is asked for.
 
-    def __init__(self, data: "VideoDataModule") -> None:
-        self.data = data
+    A length keeps Lightning from fetching one batch ahead: that one would miss what a callback rebuilds after this step, and a
+    checkpoint would hold random numbers that are one batch late.
+    """
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield self.data.store.draw(self.data.batch, self.data.generator)
+    def __init__(self, data: "VideoDataModule", steps: int) -> None:
+        self.data, self.steps = data, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, _: int) -> Batch:
+        return self.data.store.draw(self.data.batch, self.data.generator)
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -101,6 +107,7 @@ class VideoDataModule(L.LightningDataModule):
             best_buddies=done.best_buddies,
             refined=PairTable.empty(len(done.frames)),
             cycle=PairTable.empty(len(done.frames)),
+            masks=resize_masks(done.masks, done.features.size),
             scale_constants=self.supervision.scale_constants,
         )
 
@@ -116,4 +123,16 @@ class VideoDataModule(L.LightningDataModule):
         if self.trainer is not None:
             self.store = self.store.to(self.trainer.strategy.root_device)
         # No workers: the store lives on the training device, and a callback's new tables must reach the next minibatch.
-        return DataLoader(Minibatches(self), batch_size=None, num_workers=0)
+        # As long as the fit; of one that counts epochs, one is as long as the published fit.
+        steps = self.trainer.max_steps if self.trainer is not None and self.trainer.max_steps > 0 else 10_000
+        return DataLoader(Minibatches(self, steps), batch_size=None, num_workers=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random state and the pairs that were found during the fit, as plain tensors."""
+        tables = {name: getattr(self.store, name).to("cpu") for name in ("refined", "cycle")}
+        columns = {name: {f.name: getattr(table, f.name) for f in fields(table)} for name, table in tables.items()}
+        return {"generator": self.generator.get_state(), **columns}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.generator.set_state(state_dict["generator"].cpu())
+        self.replace_tables(**{name: PairTable(**state_dict[name]) for name in ("refined", "cycle")})

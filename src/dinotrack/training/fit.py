@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,20 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from jaxtyping import Bool
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from dinotrack.backbones import identity
 from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import Progress, shown, silent
-from dinotrack.structs import Video
-from dinotrack.training.callbacks import StepProgress
+from dinotrack.structs import Video, hash_of
+from dinotrack.training.callbacks import Resumable, StepProgress
 from dinotrack.training.config import compose_config, make_data, make_module, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.modules import DinoTrackerModule
+from dinotrack.training.stopping import RESUME, read_resumable
 
 log = logging.getLogger(__name__)
 
@@ -58,29 +60,74 @@ def prepare(config: DictConfig, video: Video, progress: Progress = silent) -> Vi
     Raises:
         DinotrackError: for settings that do not fit the video, before anything is computed.
     """
-    if config.steps < 0:
+    if config.steps is not None and config.steps < 0:
         raise DinotrackError(f"steps={config.steps}: expected at least 1, or 0 to leave the networks as they start")
     data = make_data(config, video, progress)
-    make_module(config, data.backbone.channels).delta.check_size(data.working_size)
+    make_module(config, data.backbone).delta.check_size(data.working_size)
     data.setup("fit")
     if not len(data.store.best_buddies):
         log.warning("no DINO best buddies: optical flow covers every frame pair that has any, so their loss stays 0")
     return data
 
 
+def published_steps(frames: int, *, long: int = 250) -> int:
+    """Steps of the published fit of a video of so many frames: 10 000, from `long` frames on 20 000 (method §5)."""
+    return 20_000 if frames >= long else 10_000
+
+
 def train(
     config: DictConfig, data: VideoDataModule, progress: Progress = silent, folder: Path | None = None
 ) -> DinoTracker:
-    """Fit the networks of a config to prepared data; loggers write to `folder`."""
+    """Fit the networks of a config to prepared data; loggers, and what a stopped fit needs to go on, write to `folder`.
+
+    Raises:
+        DinotrackError: when the fit diverges, is stopped by a signal, or cannot be resumed from what lies in `folder`.
+    """
     L.seed_everything(config.seed, verbose=False)
-    module = make_module(config, data.backbone.channels)
+    module = make_module(config, data.backbone)
+    module.delta.prepare(data.store.images, progress=progress)
+    steps = config.steps if config.steps is not None else published_steps(len(data.video))
+    if config.get("compile"):
+        module.delta.compile()
+        module.head.compile()
+    settings = resumable_settings(config, data, steps)
+    resume = folder / RESUME if folder and config.get("resume") and (folder / RESUME).exists() else None
+    if resume:
+        read_resumable(resume, settings)
+    callbacks: list[L.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
+    if folder:
+        callbacks.append(Resumable(folder / RESUME, config.get("checkpoint_every", 500), settings))
+    if progress is not silent:
+        callbacks.append(StepProgress())
     with warnings.catch_warnings():
         # True of every fit, and no fault: the loader must have no workers, and the run folder already holds the config.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
-        make_trainer(config, progress is not silent, folder).fit(module, data)
+        trainer = make_trainer(config, steps, callbacks, folder)
+        trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
     return finish(module, data, float(config.memory))
+
+
+def resumable_settings(config: DictConfig, data: VideoDataModule, steps: int) -> dict[str, Any]:
+    """What must be the same for a fit to go on, as dotted names and plain values."""
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    nested = {name: whole[name] for name in ("method", "losses", "callbacks", "supervision", "seed")}
+    about = {
+        "video": data.video.content_hash,
+        "masks": hash_of(data.store.masks),
+        "size": list(data.store.features.size),
+    }
+    about |= {"backbone": identity(data.backbone.settings), "flow": data.flow.settings, "steps": steps}
+    return flatten({**nested, **about})  # type: ignore[dict-item]
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def finish(module: DinoTrackerModule, data: VideoDataModule, memory: float) -> DinoTracker:
@@ -94,13 +141,16 @@ def finish(module: DinoTrackerModule, data: VideoDataModule, memory: float) -> D
     return module.tracker(data, memory=memory)
 
 
-def make_trainer(config: DictConfig, progress: bool, folder: Path | None) -> L.Trainer:
+def make_trainer(config: DictConfig, steps: int, callbacks: list[L.Callback], folder: Path | None) -> L.Trainer:
     """Lightning's Trainer of a config."""
     quiet_lightning()
     device = pick_device(config.device)
-    options: dict[str, Any] = {"callbacks": [StepProgress()] if progress else [], "logger": False}
+    options: dict[str, Any] = {"callbacks": callbacks, "logger": False, "max_steps": steps}
     if "_target_" in config.logger and folder is not None:
         options["logger"] = instantiate(config.logger, save_dir=str(folder))
+    if config.trainer.deterministic == "auto":
+        # On the CPU it costs nothing, and two runs are equal to the bit; on CUDA some backward passes have no such form.
+        options["deterministic"] = device.type == "cpu"
     if config.trainer.precision == "auto":
         options["precision"] = "bf16-mixed" if device.type == "cuda" else "32-true"
     if config.trainer.accelerator == "auto":

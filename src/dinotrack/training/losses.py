@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dinotrack.equations import angle_prior, contrastive_loss, norm_prior, position_loss, unit
+from dinotrack.equations import angle_prior, contrastive_loss, cubed, norm_prior, position_loss, unit
 from dinotrack.geometry import constant_scale, corners, nearest_cell, normalise
 from dinotrack.networks import TrackerHead
 from dinotrack.structs import Pairs
@@ -52,6 +53,11 @@ class Step:
         return normalise(xy, self.batch.size)
 
 
+def first_step(start: int | float, steps: int) -> int:
+    """The 0-based step that `start` names in a run of `steps` steps: a step (int), or a share of the run (float)."""
+    return round(start * steps) if isinstance(start, float) else start
+
+
 @dataclass
 class LossTerm:
     """A term of Eq. 5. It counts from `start` on: a step (int), or a share of the run (float, 0.5 is half-way)."""
@@ -59,9 +65,12 @@ class LossTerm:
     weight: float
     start: int | float = 0
 
+    reads: ClassVar[str] = ""
+    """The table of `Store` that a callback must fill for the term, if any."""
+
     def begins(self, steps: int) -> int:
         """The 0-based step at which the term starts in a run of `steps` steps."""
-        return round(self.start * steps) if isinstance(self.start, float) else self.start
+        return first_step(self.start, steps)
 
     def __call__(self, step: Step) -> Float[Tensor, ""]:
         """The unweighted term; zero where there is nothing to compare."""
@@ -88,18 +97,20 @@ class FlowLoss(LossTerm):
         return position_loss(found, step.normalised(pairs.target_xy), delta=self.delta).mean()
 
 
-def both_ways(step: Step, pairs: Pairs, temperature: float) -> Float[Tensor, " n"]:
-    """½(l_ij + l_ji) of best buddies, gradients reaching both frames (§4)."""
+def both_ways(step: Step, pairs: Pairs, temperature: float) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """½(l_ij + l_ji) of best buddies, gradients reaching both frames (§4), and their cosines in Φ, without gradient."""
     height, width = step.refined.shape[2:]
     source = nearest_cell(pairs.source_xy, step.batch.grid, height, width)
     target = nearest_cell(pairs.target_xy, step.batch.grid, height, width)
-    losses = pairs.weight.new_zeros(len(pairs))
+    losses, cosines = pairs.weight.new_zeros(2, len(pairs)).unbind(0)
     for (i, j), rows in by_frames(pairs):
         (a, b), (here, there) = (source[rows], target[rows]), (step.tokens[i], step.tokens[j])
-        forth = contrastive_loss(here[a] @ there.T, b, temperature=temperature)
+        similar = here[a] @ there.T
+        forth = contrastive_loss(similar, b, temperature=temperature)
         back = contrastive_loss(there[b] @ here.T, a, temperature=temperature)
         losses = losses.index_add(0, rows, (forth + back) / 2)
-    return losses
+        cosines = cosines.index_add(0, rows, similar.detach().gather(1, b[:, None]).squeeze(1))
+    return losses, cosines
 
 
 def by_frames(pairs: Pairs) -> list[tuple[tuple[int, int], Int[Tensor, " k"]]]:
@@ -119,20 +130,29 @@ class BestBuddyLoss(LossTerm):
     def pairs(self, step: Step) -> Pairs:
         return step.batch.best_buddies
 
+    def trust(self, pairs: Pairs, cosines: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """w of each pair; `cosines` are those in the refined features of this step."""
+        return pairs.weight
+
     def __call__(self, step: Step) -> Float[Tensor, ""]:
         pairs = self.pairs(step)
         if not len(pairs):
             return nothing(step)
-        return (pairs.weight * both_ways(step, pairs, self.temperature)).sum() / self.divisor
+        losses, cosines = both_ways(step, pairs, self.temperature)
+        return (self.trust(pairs, cosines) * losses).sum() / self.divisor
 
 
 @dataclass
 class RefinedBestBuddyLoss(BestBuddyLoss):
-    """L_rfn-bb: the same loss on best buddies of refined features, found during the fit (§4, [C])."""
+    """L_rfn-bb: the same loss on best buddies of refined features, found during the fit, by w = 2·s³ in the current Φ (§3, §4)."""
 
+    reads: ClassVar[str] = "refined"
     weight: float = 5e-5
     start: int | float = 0.5
     divisor: float = 900.0
+
+    def trust(self, pairs: Pairs, cosines: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return cubed(cosines)
 
     def pairs(self, step: Step) -> Pairs:
         return step.batch.refined
@@ -142,6 +162,7 @@ class RefinedBestBuddyLoss(BestBuddyLoss):
 class CycleLoss(LossTerm):
     """L_rfn-cc: cycle-consistent pairs found during the fit, half the Huber loss of either direction (§4)."""
 
+    reads: ClassVar[str] = "cycle"
     weight: float = 0.5
     start: int | float = 0.5
     delta: float = 1 / 32
@@ -174,9 +195,18 @@ class LossTerms:
 
     terms: dict[str, LossTerm] = field(default_factory=lambda: dict[str, LossTerm]())
 
+    def active(self, number: int, steps: int) -> dict[str, LossTerm]:
+        """The weighted terms that have started by 0-based step `number` of `steps`."""
+        return {k: v for k, v in self.terms.items() if v.weight and number >= v.begins(steps)}
+
+    @property
+    def reads(self) -> set[str]:
+        """The tables that weighted terms read, now or later."""
+        return {term.reads for term in self.terms.values() if term.weight and term.reads}
+
     def __call__(self, step: Step, number: int, steps: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The weighted sum at 0-based step `number` of `steps`, and each active term unweighted."""
-        active = {k: v for k, v in self.terms.items() if v.weight and number >= v.begins(steps)}
+        active = self.active(number, steps)
         values = {name: term(step) for name, term in active.items()}
         weighted: Sequence[Tensor] = [active[name].weight * value for name, value in values.items()]
         return torch.stack([nothing(step), *weighted]).sum(), values

@@ -1,6 +1,7 @@
 """The fit of one video as a LightningModule: refine, losses that have started, log, weighted sum."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -9,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
-from dinotrack.methods.dino_tracker import DinoTracker, assemble, describe, unit_range
+from dinotrack.methods.dino_tracker import DinoTracker, Refinement, assemble, describe
 from dinotrack.networks import DeltaDino, TrackerHead
+from dinotrack.refined_pairs import PairSearch
 from dinotrack.trackers import VisibilityRule
 from dinotrack.training.batch import Batch
+from dinotrack.training.callbacks import RebuildPairs
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.losses import (
     BestBuddyLoss,
@@ -23,7 +26,11 @@ from dinotrack.training.losses import (
     PriorLoss,
     RefinedBestBuddyLoss,
     Step,
+    first_step,
 )
+from dinotrack.training.rebuild import searched_batch
+
+log = logging.getLogger(__name__)
 
 
 def published_losses() -> dict[str, LossTerm]:
@@ -46,7 +53,7 @@ class DinoTrackerModule(L.LightningModule):
 
     def __init__(
         self,
-        delta: DeltaDino | None = None,
+        delta: Refinement | None = None,
         head: TrackerHead | None = None,
         losses: Mapping[str, LossTerm] | None = None,
         visibility: VisibilityRule = VisibilityRule(),
@@ -64,21 +71,27 @@ class DinoTrackerModule(L.LightningModule):
         self.visibility = visibility
         self.lr, self.decay, self.decay_every, self.decay_on = lr, decay, decay_every, decay_on
         self.description: dict[str, Any] = {}
+        self.in_batch: PairSearch | None = None
+        """Set by `RebuildPairs` while each step is to search its own features."""
 
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        return int(self.trainer.max_steps)
+        return int(self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches)
 
-    def refine(self, batch: Batch) -> Float[Tensor, "b c h w"]:
-        """Φ = Φ_DINO + Φ_Δ of the batch's frames (Eq. 1), in float32 whatever the precision of Delta-DINO."""
-        residual = self.delta(unit_range(batch.images), batch.grid, *batch.features.shape[2:])
-        return batch.features.float() + residual.float()
+    @property
+    def data(self) -> VideoDataModule:
+        """Where the minibatches come from."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
-        refined = self.refine(batch)
+        refined = self.delta.refine(batch.features, batch.images, batch.frames, batch.grid)
         with torch.autocast(refined.device.type, enabled=False):  # positions and losses in float32
+            if self.in_batch is not None:
+                search = (self.in_batch, self.data.generator, self.losses.reads)
+                batch = searched_batch(batch, refined, self.head, *search)
             loss, terms = self.losses(Step(batch, refined, self.head), self.global_step, self.steps)
+        self.check_finite(loss, terms)
         self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, batch_size=1)
         self.log("loss/total", loss.detach(), batch_size=1)
         return loss
@@ -101,8 +114,30 @@ class DinoTrackerModule(L.LightningModule):
         rules = {"scale_constants": data.store.scale_constants, "visibility": self.visibility}
         return describe(data.video, data.backbone, data.store.features.size, self.delta, self.head, **rules)
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The search for refined pairs that the method needs, unless the Trainer has one already."""
+        present = any(isinstance(callback, RebuildPairs) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if present else [RebuildPairs()]
+
     def on_fit_start(self) -> None:
-        self.description = self.describe(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self.description = self.describe(self.data)
+        for warning in idle_terms(self.losses, self.trainer.callbacks, self.steps):  # type: ignore[attr-defined]
+            log.warning(warning)
+
+    def check_finite(self, loss: Float[Tensor, ""], terms: Mapping[str, Tensor], every: int = 20) -> None:
+        """Stop before weights are changed by a loss that is no number; on a GPU, which would have to wait, now and then.
+
+        Raises:
+            DinotrackError: naming the terms.
+        """
+        if (loss.is_cuda and self.global_step % every) or loss.isfinite():
+            return
+        wrong = (
+            ", ".join(f"{name} = {float(value)}" for name, value in terms.items() if not value.isfinite()) or "the sum"
+        )
+        raise DinotrackError(
+            f"the fit diverged at step {self.global_step}: {wrong}; lower method.module.lr, or start with another seed"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dinotrack"] = self.description
@@ -118,6 +153,21 @@ class DinoTrackerModule(L.LightningModule):
         return assemble(
             store.features, store.images, *networks, self.describe(data), memory=memory, progress=data.progress
         )
+
+
+def idle_terms(losses: LossTerms, callbacks: Sequence[L.Callback], steps: int) -> list[str]:
+    """What to tell the user of weighted terms that a run of `steps` steps never computes."""
+    rebuilds = [callback for callback in callbacks if isinstance(callback, RebuildPairs)]
+    warnings = []
+    for name, term in losses.terms.items():
+        searches = [max(term.begins(steps), first_step(rebuild.start, steps)) for rebuild in rebuilds]
+        begins = min(searches, default=steps) if term.reads else term.begins(steps)
+        if term.weight and begins >= steps > 0:
+            why = (
+                "its pairs are never searched (rebuild.start)" if term.begins(steps) < steps else f"start={term.start}"
+            )
+            warnings.append(f"losses.{name} has weight {term.weight:g} but never counts in {steps} steps: {why}")
+    return warnings
 
 
 def constant(step: int) -> float:

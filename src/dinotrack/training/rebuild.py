@@ -1,0 +1,81 @@
+"""Refined best buddies and cycle-consistent pairs from the networks as they are (method §3): for a table, or for one batch."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dinotrack.correspondences import frame_pairs, searched_between
+from dinotrack.geometry import look_up
+from dinotrack.methods.dino_tracker import Refinement, refine_features
+from dinotrack.networks import TrackerHead
+from dinotrack.refined_pairs import FramePairs, PairSearch, cycle_pairs, refined_best_buddies
+from dinotrack.structs import FeatureMap, Pairs, PairTable
+from dinotrack.training.batch import Batch, Store
+
+
+def find_pairs(
+    features: FeatureMap,
+    head: TrackerHead,
+    masks: Bool[Tensor, "t h w"],
+    between: FramePairs,
+    search: PairSearch,
+    generator: torch.Generator,
+    wanted: Collection[str],
+    *,
+    scale: bool = True,
+) -> dict[str, Pairs]:
+    """The pairs that are `wanted` ("refined", "cycle") in refined features, by the names that `Batch` and `Store` have for them."""
+    found: dict[str, Pairs] = {}
+    if "refined" in wanted:
+        found["refined"] = refined_best_buddies(features, masks, between, search, generator)
+    if "cycle" in wanted:
+        found["cycle"] = cycle_pairs(features, head, masks, between, search, generator, scale=scale)
+    return found
+
+
+def rebuilt_tables(
+    store: Store,
+    network: Refinement,
+    head: TrackerHead,
+    search: PairSearch,
+    generator: torch.Generator,
+    wanted: Collection[str],
+    *,
+    count: int = 1000,
+    every: int = 1,
+    chunk: int = 8,
+) -> dict[str, PairTable]:
+    """Tables between `count` random pairs of the training frames (each `every`-th), in both directions.
+
+    Refined features are computed in eval mode, `chunk` frames at a time, and kept in half precision.
+    """
+    masks, total = store.masks[::every], len(store.images)
+    forth = frame_pairs(len(masks), count, generator)
+    between = [*forth, *((j, i) for i, j in forth)]
+    features = refine_features(store.features, store.images, network, every=every, chunk=chunk)
+    found = find_pairs(features, head, masks, between, search, generator, wanted, scale=store.scale_constants)
+    searched = searched_between([(i * every, j * every) for i, j in forth], total).to(masks.device)
+    tables = {}
+    for name, pairs in found.items():
+        foreground = look_up(masks, pairs.source, pairs.source_xy, features.size)
+        in_video = replace(pairs, source=pairs.source * every, target=pairs.target * every)
+        tables[name] = PairTable.build(in_video, foreground, searched)
+    return tables
+
+
+def searched_batch(
+    batch: Batch,
+    refined: Float[Tensor, "b c h w"],
+    head: TrackerHead,
+    search: PairSearch,
+    generator: torch.Generator,
+    wanted: Collection[str],
+) -> Batch:
+    """The batch with pairs found in its own refined features, between its own frame pairs, as the published code has it."""
+    features = FeatureMap(refined.detach(), batch.grid.stride, batch.grid.offset, batch.size)
+    between = [(int(i), int(j)) for i, j in batch.frame_pairs.tolist()]
+    scale = batch.scale_constants
+    return replace(batch, **find_pairs(features, head, batch.masks, between, search, generator, wanted, scale=scale))
