@@ -338,7 +338,11 @@ def test_the_table_knows_the_mask_at_each_source(rng: torch.Generator) -> None:
     assert searched.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
     assert not searched_between([], 3).any()
     table = table_of(pairs, masks, (20, 16), searched)
-    assert table.frames == 3 and torch.equal(table.searched, searched) and sorted(table.weight.tolist()) == sorted([*range(50), *range(50)])
+    assert (
+        table.frames == 3
+        and torch.equal(table.searched, searched)
+        and sorted(table.weight.tolist()) == sorted([*range(50), *range(50)])
+    )
     for n in range(100):
         x, y = table.source_xy[n].tolist()
         assert bool(table.foreground[n]) == bool(masks[table.source[n], int(y / 2), int(x / 2)])

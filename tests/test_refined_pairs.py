@@ -104,7 +104,7 @@ def test_draws_repeat_only_among_very_many(rng: torch.Generator) -> None:
         picked = draw(count, 50, rng)
         assert len(picked) == min(count, 50) == len(set(picked.tolist()))
     many = draw(10_000, 50, rng)
-    assert len(many) == 50 and 0 <= int(many.min()) and int(many.max()) < 10_000
+    assert len(many) == 50 and int(many.min()) >= 0 and int(many.max()) < 10_000
 
 
 def test_no_frame_pairs_and_no_pixels_give_no_pairs(rng: torch.Generator) -> None:

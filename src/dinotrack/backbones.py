@@ -207,12 +207,16 @@ class VitBackbone:
             raise DinotrackError(
                 f"a {width}x{height} frame is smaller than the ViT's patch of {self.patch} px; raise resolution"
             )
-        tokens, (rows, columns) = self._embed(images)
-        *earlier, last = self.vit.blocks
-        for block in earlier:
+        tokens, shape = self.tokens(images, len(self.vit.blocks) - 1)
+        tokens = self._read(self.vit.blocks[-1], tokens)[:, self.vit.num_prefix_tokens :]
+        return tokens.transpose(1, 2).unflatten(2, shape).contiguous()
+
+    def tokens(self, images: Float[Tensor, "b 3 h w"], blocks: int) -> tuple[Float[Tensor, "b n c"], tuple[int, int]]:
+        """What the first `blocks` blocks make of images in [0, 1], prefix tokens first; and the patch tokens' rows and columns."""
+        tokens, shape = self._embed(images)
+        for block in self.vit.blocks[:blocks]:
             tokens = block(tokens)
-        tokens = self._read(last, tokens)[:, self.vit.num_prefix_tokens :]
-        return tokens.transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
+        return tokens, shape
 
     def _embed(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b n c"], tuple[int, int]]:
         """What enters the first block, prefix tokens first, and the rows and columns of the patch tokens."""

@@ -16,9 +16,14 @@ HYDRA_COMMANDS = {
     "preprocess": "features, optical flow and best buddies of a video into the cache",
     "fit": "preprocess a video and fit a tracker to it",
     "track": "track queries with the checkpoint of a fit",
+    "import": "make a checkpoint of weights that the published code fitted",
+    "ablate": "the table of baselines and ablations, by a multirun",
     "demo": "run on three synthetic videos and compare with two baselines",
 }
-TOOLS = {"render": "draw tracks over their video"}
+TOOLS = {
+    "render": "draw tracks over their video",
+    "export": "write a checkpoint as the two files of the published code",
+}
 
 USAGE = """dinotrack {version}: track any point through a video, trained at test time on that one video
 
@@ -47,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command in HYDRA_COMMANDS:
         hydra_command(command, rest)
     elif command in TOOLS:
-        sys.exit(plainly(lambda: render(rest)))
+        sys.exit(plainly(lambda: {"render": render, "export": export}[command](rest)))
     else:
         sys.exit(f"dinotrack: there is no command {command!r}; there are {', '.join([*HYDRA_COMMANDS, *TOOLS])}")
 
@@ -77,7 +82,7 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
             code = plainly(lambda: getattr(job, f"{command}_command")(config, folder))
         finally:
             remove_empty(folder, before)
-        if code and hydra_config.mode == RunMode.MULTIRUN:
+        if code == DinotrackError.exit_code and hydra_config.mode == RunMode.MULTIRUN:
             raise DinotrackError("this job failed, its reason stands above")
         if code:
             sys.exit(code)
@@ -91,14 +96,14 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
 
 
 def plainly(job: Callable[[], object]) -> int:
-    """Run a job; an error that is meant for the user becomes one line and exit code 2."""
+    """Run a job; an error that is meant for the user becomes one line and its exit code, 2 or that of a signal."""
     try:
         job()
     except DinotrackError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"dinotrack: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except Exception as error:
         cause = user_error(error)
         if cause is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -161,3 +166,22 @@ def render(rest: Sequence[str]) -> None:
         )
     render_overlay(video, tracks, options.output, trail=options.trail, every=options.every, progress=shown)
     print(options.output)
+
+
+def export(rest: Sequence[str]) -> None:
+    """`dinotrack export tracker.ckpt folder [--iteration N]`."""
+    parser = argparse.ArgumentParser(prog="dinotrack export", description=TOOLS["export"])
+    parser.add_argument("checkpoint", type=Path, help="tracker.ckpt of a run folder")
+    parser.add_argument(
+        "folder", type=Path, help="where delta_dino_N.pt and tracker_head_N.pt go; best one of their own"
+    )
+    parser.add_argument(
+        "--iteration", type=int, default=10000, help="the N of their names; the published code takes the highest"
+    )
+    options = parser.parse_args(rest)
+
+    from dinotrack.methods.published import export_checkpoint
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
+    for path in export_checkpoint(options.checkpoint, options.folder, options.iteration):
+        print(path)

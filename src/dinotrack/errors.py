@@ -3,3 +3,13 @@
 
 class DinotrackError(ValueError):
     """Input, settings or files that dinotrack cannot work with; the message is one line: what, expected, remedy."""
+
+    exit_code = 2
+
+
+class Stopped(DinotrackError):
+    """A signal ended the work in good order; the exit code is the shell's for that signal."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number

@@ -59,11 +59,12 @@ def refined_best_buddies(
     search: PairSearch,
     generator: torch.Generator,
     *,
+    both: bool = False,
     progress: Progress = silent,
 ) -> Pairs:
     """Mutual nearest neighbours in refined features Φ, w = 2·s³ (§3): no flow filter, no ambiguity term.
 
-    From each frame to its partner in `frame_pairs`, at most `search`'s share of either class.
+    From each frame to its partner in `frame_pairs`, and with `both` back; at most `search`'s share of either class, each way.
     """
     _, _, height, width = features.values.shape
     tokens = centres(height, width, features.grid, features.values.device)
@@ -72,10 +73,10 @@ def refined_best_buddies(
         here, there = (features.values[t].flatten(1).T.float() for t in (i, j))
         cosines = similarity(here, there)
         source, target = best_buddies(cosines)
-        kept = search.share(look_up(masks, torch.full_like(source, i), tokens[source], features.size), generator)
-        source, target = source[kept], target[kept]
         frames = (torch.full_like(source, i), torch.full_like(target, j))
-        found.append(Pairs(*frames, tokens[source], tokens[target], cubed(cosines[source, target])))
+        buddies = Pairs(*frames, tokens[source], tokens[target], cubed(cosines[source, target]))
+        for way in (buddies, buddies.flip())[: 1 + both]:
+            found.append(way[search.share(look_up(masks, way.source, way.source_xy, features.size), generator)])
     return Pairs.cat(found, features.values.device)
 
 
@@ -88,16 +89,18 @@ def cycle_pairs(
     search: PairSearch,
     generator: torch.Generator,
     *,
+    both: bool = False,
     scale: bool = True,
     progress: Progress = silent,
 ) -> Pairs:
     """Random pixels x^i with x^j = Π(x^i, j), where Π(x^j, i) comes back to within γ; w = 0.8^e (§3).
 
-    From each frame to its partner in `frame_pairs`; `search`'s shares count candidates, before the limit. The masks are of the
-    working size. `scale` takes γ and R as pixels at a long side of 854.
+    From each frame to its partner in `frame_pairs`, and with `both` back; `search`'s shares count candidates, before the limit.
+    The masks are of the working size. `scale` takes γ and R as pixels at a long side of 854.
     """
     factor, found = constant_scale(features.size) if scale else 1.0, [Pairs.empty(features.values.device)]
-    for i, j in progress(frame_pairs, "cycle-consistent pairs"):
+    ways = [way for i, j in frame_pairs for way in ((i, j), (j, i))[: 1 + both]]
+    for i, j in progress(ways, "cycle-consistent pairs"):
         start = random_pixels(masks[i], search, generator)
         reached = follow_features(features, head, start, i, j, factor)
         error = (follow_features(features, head, reached, j, i, factor) - start).norm(dim=1) / factor

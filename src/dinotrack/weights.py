@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -43,14 +41,17 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (
+        Exception
+    ) as error:  # torch raises UnpicklingError, EOFError, IndexError, AssertionError, ... for damaged files
         raise DinotrackError(
             f"cannot read checkpoint {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}; "
             "expected a state dict of plain tensors, as .safetensors or by torch.save(model.state_dict(), file)"
         ) from error
     while isinstance(content, dict) and (inner := [v for k in WRAPPERS if isinstance(v := content.get(k), dict)]):
         content = inner[0]
-    if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not (named and content and all(isinstance(value, Tensor) for value in content.values())):
         raise DinotrackError(
             f"checkpoint {path} holds more than named tensors; save it again by torch.save(model.state_dict(), file)"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from dinotrack.backbones import Backbone, build_backbone, identity
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
+from dinotrack.lora import LoraVit
 from dinotrack.networks import DeltaDino, Refinement, TrackerHead
 from dinotrack.preprocessing import video_features, working_frames
 from dinotrack.progress import Progress, silent
@@ -154,14 +155,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_networks(content: Mapping[str, Any], path: str | Path) -> tuple[Refinement, TrackerHead]:
-    """Delta-DINO and head of a checkpoint.
+def build_refinement(settings: Mapping[str, Any], backbone: Backbone | None) -> Refinement:
+    """The refinement that has these `settings`: Delta-DINO, or LoRA on the backbone.
 
     Raises:
-        DinotrackError: when the weights do not fit the settings beside them.
+        DinotrackError: when it does not fit the backbone.
+    """
+    options = {name: value for name, value in settings.items() if name != "kind"}
+    if settings.get("kind") == "lora":
+        return LoraVit(backbone, **options)  # type: ignore[arg-type]  (LoraVit refuses other backbones by name)
+    if backbone is not None and options["channels"] != backbone.channels:
+        raise DinotrackError(
+            f"Delta-DINO has {options['channels']} channels, the backbone {dict(backbone.settings)} has {backbone.channels}"
+        )
+    return DeltaDino(**options)
+
+
+def load_networks(
+    content: Mapping[str, Any], path: str | Path, backbone: Backbone | None = None
+) -> tuple[Refinement, TrackerHead]:
+    """Refinement and head of a checkpoint; Delta-DINO can do without `backbone`.
+
+    Raises:
+        DinotrackError: when the weights do not fit the settings beside them, or these do not fit the backbone.
     """
     about, weights = content["dinotrack"], content["state_dict"]
-    delta, head = DeltaDino(**about["delta"]), TrackerHead(**about["head"])
+    delta, head = build_refinement(about["delta"], backbone), TrackerHead(**about["head"])
     for name, network in (("delta", delta), ("head", head)):
         part = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
         try:
@@ -201,7 +220,8 @@ def load_dino_tracker(
     backbone = backbone or build_backbone(about["backbone"])
     if identity(dict(backbone.settings)) != identity(about["backbone"]):
         raise DinotrackError(f"{path} was fitted on backbone {about['backbone']}, not {dict(backbone.settings)}")
-    delta, head = load_networks(content, path)
+    delta, head = load_networks(content, path, backbone)
     frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]))
+    delta.prepare(frames, progress=progress)
     raw = video_features(video, frames, backbone.to(device), cache or default_cache(), device=device, progress=progress)
     return assemble(raw.to(device), frames, delta.to(device), head.to(device), about, memory=memory, progress=progress)

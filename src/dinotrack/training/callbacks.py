@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning as L
 import torch
 
-from dinotrack.errors import DinotrackError
+from dinotrack.errors import DinotrackError, Stopped
 from dinotrack.progress import make_bar
 from dinotrack.refined_pairs import PairSearch
 from dinotrack.training.losses import first_step
@@ -106,14 +106,16 @@ class Resumable(L.Callback):
         self.signals.install()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
-        stop = self.signals.received
-        if stop or trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+        last = trainer.global_step == trainer.max_steps
+        if self.signals.received or last or trainer.global_step % self.every == 0:
             save_resumable(trainer, self.path)
-        if stop:
-            raise DinotrackError(
-                f"stopped by {stop} at step {trainer.global_step} of {trainer.max_steps}; the same command with "
-                f"hydra.run.dir={self.path.parent} resume=true goes on from there"
-            )
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        stop = self.signals.received
+        if stop:  # only now: Lightning has logged the step that was saved
+            where = f"stopped by {stop.name} at step {trainer.global_step} of {trainer.max_steps}"
+            again = f"the same command with hydra.run.dir={self.path.parent} resume=true goes on from there"
+            raise Stopped(f"{where}; {again}", stop)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.signals.remove()

@@ -2,38 +2,41 @@
 
 import json
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from dinotrack.backbones import Backbone, build_backbone
 from dinotrack.cache import default_cache
-from dinotrack.data import SYNTHETIC, open_described, open_synthetic, open_video
+from dinotrack.data import SYNTHETIC, open_described, open_video
 from dinotrack.data.export import save_csv, save_npz
 from dinotrack.data.queries import read_queries
 from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
-from dinotrack.evaluation import baselines, plain, score_clip, score_joints
+from dinotrack.evaluation import plain
 from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
-from dinotrack.metrics import BadjaScores, TapVidScores, mean_over_videos
+from dinotrack.methods.published import PUBLISHED_SIZE, import_published
+from dinotrack.metrics import TapVidScores, mean_over_videos
 from dinotrack.progress import shown
 from dinotrack.structs import Tracks, Video, write_atomically
 from dinotrack.trackers import Tracker
-from dinotrack.training.config import pick_device
+from dinotrack.training.ablations import TABLE, measured, row_of, row_path, settings_of, write_table
+from dinotrack.training.config import fixed_size, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import prepare, train
+from dinotrack.training.scoring import check_truth, is_synthetic, score, score_table, verdict
 from dinotrack.training.stages import Stages
+from dinotrack.training.unfitted import UNFITTED, unfitted_tracker
 from dinotrack.visualization import render_overlay
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "tracker.ckpt"
-NAMES = {"raw_features": "raw features", "flow_chain": "chained flow", "dino_tracker": "fitted tracker"}
 
 
 def video_of(config: DictConfig) -> Video:
@@ -73,6 +76,10 @@ def preprocess_command(config: DictConfig, folder: Path) -> None:
 
 def fit_command(config: DictConfig, folder: Path) -> None:
     """Preprocess and fit; the checkpoint lands in the run folder."""
+    if config.method.name in UNFITTED:
+        raise DinotrackError(
+            f"method={config.method.name} has nothing to fit; use dinotrack run method={config.method.name}"
+        )
     video, stages = video_of(config), Stages()
     data, _ = fit_stages(config, folder, video, stages)
     stages.save(folder / "summary.json", video=about(video), **counts(data))
@@ -84,17 +91,18 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     video, stages = video_of(config), Stages()
     queries = queries_of(config, video)
     check_truth(config, video)
-    data, tracker = fit_stages(config, folder, video, stages)
+    data, tracker = trackers_of(config, folder, video, stages)
     with stages.stage("track"):
         tracks = tracker.track(queries, progress=shown)
     write_tracks(tracks, video, folder, config, stages)
     scores: dict[str, Any] = {}
     if is_synthetic(video) or config.truth:
         with stages.stage("score"):
-            scores = score(config, data, tracker)
+            scores = score(config, video, tracker, data)
         write_json(folder / "metrics.json", plain(scores))
         Console().print(score_table(scores, "On this video"))
-    stages.save(folder / "summary.json", video=about(video), **counts(data), points=len(tracks))
+    found = counts(data) if data else {}
+    stages.save(folder / "summary.json", video=about(video), **found, points=len(tracks))
     written = ", ".join(sorted(path.name for path in folder.iterdir()))
     say(f"{len(tracks)} points over {len(video)} frames: {written} in {folder}")
     return scores
@@ -130,6 +138,25 @@ def track_command(config: DictConfig, folder: Path) -> None:
     say(f"{len(tracks)} points over {len(video)} frames in {folder}")
 
 
+def import_command(config: DictConfig, folder: Path) -> None:
+    """A checkpoint of weights that the published code fitted to the video."""
+    if OmegaConf.is_missing(config, "published"):
+        raise DinotrackError(
+            "no weights given; add published=folder, the one with delta_dino_N.pt and tracker_head_N.pt"
+        )
+    content = import_published(
+        str(config.published),
+        video_of(config),
+        instantiate(config.backbone),
+        iteration=config.iteration,
+        size=fixed_size(config) or PUBLISHED_SIZE,
+        index_positions=config.index_positions,
+    )
+    write_atomically(folder / CHECKPOINT, lambda name: torch.save(content, name))
+    save_config(config, folder)
+    say(f"imported; now: dinotrack track checkpoint={folder / CHECKPOINT} queries=grid:30")
+
+
 def moved_backbone(config: DictConfig) -> Backbone | None:
     """The checkpoint's backbone with its weights read from `backbone_checkpoint`, or None to read them where they were."""
     if not config.backbone_checkpoint:
@@ -157,6 +184,32 @@ def demo_command(config: DictConfig, folder: Path) -> None:
     say(f"overlay: {folder / f'seed-{config.seeds[0]}' / 'overlay.mp4'}")
 
 
+def ablate_command(config: DictConfig, folder: Path) -> None:
+    """One run of the ablation table, unless its row is there; then the table of all rows."""
+    row = row_of(dict(HydraConfig.get().runtime.choices), config)
+    table, kept = folder.parent, row_path(folder.parent, row)
+    settings = settings_of(config)
+    if kept.exists() and json.loads(kept.read_text()).get("settings") == settings:
+        say(f"{row['clip']} {row['ablation']} seed {row['seed']}: done before")
+    else:
+        scores = run_command(config, folder)
+        summary = json.loads((folder / "summary.json").read_text())
+        write_json(kept, {**row, **measured(scores, config.method.name, summary), "settings": settings})
+    write_table(table, table / TABLE)
+    say(f"table: {table / TABLE}")
+
+
+def trackers_of(
+    config: DictConfig, folder: Path, video: Video, stages: Stages
+) -> tuple[VideoDataModule | None, Tracker]:
+    """The tracker that `method=` names, and the data that it was fitted to, if it was."""
+    if config.method.name not in UNFITTED:
+        return fit_stages(config, folder, video, stages)
+    save_config(config, folder)
+    with stages.stage(config.method.name):
+        return None, unfitted_tracker(config, video, shown)
+
+
 def fit_stages(config: DictConfig, folder: Path, video: Video, stages: Stages) -> tuple[VideoDataModule, DinoTracker]:
     """Preprocess and fit, measured; writes config and checkpoint."""
     with stages.stage("preprocess"):
@@ -176,62 +229,6 @@ def write_tracks(tracks: Tracks, video: Video, folder: Path, config: DictConfig,
     if config.render:
         with stages.stage("render"):
             render_overlay(video, tracks, folder / "overlay.mp4", trail=config.trail, progress=shown)
-
-
-def is_synthetic(video: Video) -> bool:
-    return video.path.startswith(SYNTHETIC)
-
-
-def check_truth(config: DictConfig, video: Video) -> None:
-    """Read ground truth before the long part of a run, so that a wrong file fails at once."""
-    if config.truth:
-        score_joints({}, video, config.truth)
-
-
-def score(
-    config: DictConfig, data: VideoDataModule, tracker: Tracker
-) -> dict[str, TapVidScores] | dict[str, BadjaScores]:
-    """The fitted tracker and its baselines against the ground truth of the run."""
-    device = pick_device(config.device)
-    video, store, flow = data.video, data.store.to(device), data.flow.to(device)
-    rules = {
-        "scale_constants": store.scale_constants,
-        "visibility": instantiate(config.method.visibility),
-        "radius": config.method.head.radius,
-        "memory": float(config.memory),
-    }
-    trackers = {
-        **baselines(video, store.features, store.images, flow, **rules, progress=shown),
-        "dino_tracker": tracker,
-    }
-    if is_synthetic(video):
-        clip = open_synthetic(video.path, start=video.start, stop=video.start + len(video))
-        return score_clip(trackers, clip, progress=shown)
-    return score_joints(trackers, video, config.truth, progress=shown)
-
-
-def score_table(scores: Any, title: str) -> Table:
-    """Scores of each method as a table; per-threshold lists are left to the JSON file."""
-    kinds = next(iter(scores.values()))
-    columns = [f.name for f in fields(kinds) if isinstance(getattr(kinds, f.name), float)]
-    table = Table("method", *(NICE.get(column, column) for column in columns), title=title)
-    for name, values in scores.items():
-        table.add_row(NAMES.get(name, name), *(f"{getattr(values, column):.1f}" for column in columns))
-    return table
-
-
-NICE = {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ", "delta_seg": "δ_seg", "delta_3px": "δ_3px"}
-
-
-def verdict(means: dict[str, TapVidScores]) -> list[str]:
-    """Whether the fit is ahead of each baseline on δ_avg and AJ; a miss is called a miss."""
-    ours, lines = means["dino_tracker"], []
-    for name, theirs in means.items():
-        if name != "dino_tracker":
-            for label, key in (("δ_avg", "delta_avg"), ("AJ", "aj")):
-                ahead = getattr(ours, key) - getattr(theirs, key)
-                lines.append(f"{'ahead' if ahead > 0 else 'MISS'}: {label} {ahead:+.1f} against {NAMES[name]}")
-    return lines
 
 
 def about(video: Video) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -84,11 +85,20 @@ def fixed_size(config: DictConfig) -> tuple[int, int] | None:
     Raises:
         DinotrackError: for anything else.
     """
-    if config.size is None:
+    return size_of(config.size, "size")
+
+
+def size_of(value: Any, name: str) -> tuple[int, int] | None:
+    """A setting [W, H], or None.
+
+    Raises:
+        DinotrackError: for anything else.
+    """
+    if value is None:
         return None
-    size = OmegaConf.to_container(config.size) if OmegaConf.is_config(config.size) else config.size
+    size = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        raise DinotrackError(f"size={size}: expected [W, H] in whole pixels, or null")
+        raise DinotrackError(f"{name}={size}: expected [W, H] in whole pixels, or null")
     return size[0], size[1]
 
 
@@ -104,4 +114,7 @@ def make_module(config: DictConfig, backbone: Backbone) -> DinoTrackerModule:
 def make_refinement(make: Callable[..., Refinement], backbone: Backbone) -> Refinement:
     """A refinement from its class with settings: Delta-DINO needs the backbone's channels, LoRA the backbone."""
     wanted = inspect.signature(make).parameters
-    return make(backbone=backbone) if "backbone" in wanted else make(channels=backbone.channels)
+    try:
+        return make(backbone=backbone) if "backbone" in wanted else make(channels=backbone.channels)
+    except TypeError as error:  # a setting that an experiment made for another refinement
+        raise DinotrackError(f"method.delta: {error}; remove that setting with ~method.delta.NAME") from error

@@ -23,7 +23,7 @@ from dinotrack.training.callbacks import Resumable, StepProgress
 from dinotrack.training.config import compose_config, make_data, make_module, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.modules import DinoTrackerModule
-from dinotrack.training.stopping import RESUME, read_resumable
+from dinotrack.training.stopping import RESUME, continue_metrics, read_metrics, read_resumable
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ def train(
         module.head.compile()
     settings = resumable_settings(config, data, steps)
     resume = folder / RESUME if folder and config.get("resume") and (folder / RESUME).exists() else None
-    if resume:
-        read_resumable(resume, settings)
+    before = read_resumable(resume, settings)["global_step"] if resume else 0
     callbacks: list[L.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
     if folder:
         callbacks.append(Resumable(folder / RESUME, config.get("checkpoint_every", 500), settings))
@@ -104,7 +103,11 @@ def train(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+        # Ours is: what it draws is part of a checkpoint.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        kept = read_metrics(folder, before) if folder and before else []
         trainer = make_trainer(config, steps, callbacks, folder)
+        continue_metrics(trainer.logger, kept)
         trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
     return finish(module, data, float(config.memory))
 

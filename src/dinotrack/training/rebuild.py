@@ -25,14 +25,15 @@ def find_pairs(
     generator: torch.Generator,
     wanted: Collection[str],
     *,
+    both: bool = False,
     scale: bool = True,
 ) -> dict[str, Pairs]:
     """The pairs that are `wanted` ("refined", "cycle") in refined features, by the names that `Batch` and `Store` have for them."""
     found: dict[str, Pairs] = {}
     if "refined" in wanted:
-        found["refined"] = refined_best_buddies(features, masks, between, search, generator)
+        found["refined"] = refined_best_buddies(features, masks, between, search, generator, both=both)
     if "cycle" in wanted:
-        found["cycle"] = cycle_pairs(features, head, masks, between, search, generator, scale=scale)
+        found["cycle"] = cycle_pairs(features, head, masks, between, search, generator, both=both, scale=scale)
     return found
 
 
@@ -53,11 +54,11 @@ def rebuilt_tables(
     Refined features are computed in eval mode, `chunk` frames at a time, and kept in half precision.
     """
     masks, total = store.masks[::every], len(store.images)
-    forth = frame_pairs(len(masks), count, generator)
-    between = [*forth, *((j, i) for i, j in forth)]
+    between = frame_pairs(len(masks), count, generator)
     features = refine_features(store.features, store.images, network, every=every, chunk=chunk)
-    found = find_pairs(features, head, masks, between, search, generator, wanted, scale=store.scale_constants)
-    searched = searched_between([(i * every, j * every) for i, j in forth], total).to(masks.device)
+    settings = {"both": True, "scale": store.scale_constants}
+    found = find_pairs(features, head, masks, between, search, generator, wanted, **settings)
+    searched = searched_between([(i * every, j * every) for i, j in between], total).to(masks.device)
     tables = {}
     for name, pairs in found.items():
         foreground = look_up(masks, pairs.source, pairs.source_xy, features.size)

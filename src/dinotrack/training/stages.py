@@ -1,8 +1,10 @@
 """How long each stage of a run took, and its peak memory."""
 
 import json
+import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -65,6 +67,33 @@ def peak_bytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def hardware() -> str:
+    """The processor's name and number of cores, and the GPU's name where there is one."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+    cpu = f"{os.cpu_count()}x {name}"
+    return f"{cpu}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cpu
+
+
+def commit() -> str:
+    """The last commit that touched the library or its configs, "-dirty" where they differ; the version outside a checkout."""
+    root = Path(dinotrack.__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return f"v{dinotrack.__version__}"
+    asked = [["log", "-1", "--format=%h"], ["status", "--porcelain"]]
+    with suppress(OSError):
+        run = [
+            subprocess.run(
+                ["git", "-C", root, *words, "--", "src", "conf"], capture_output=True, text=True, check=False
+            )
+            for words in asked
+        ]
+        return run[0].stdout.strip() + ("-dirty" if run[1].stdout.strip() else "")
+    return f"v{dinotrack.__version__}"
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware, as results keep them."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -75,4 +104,6 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": gpu,
+        "hardware": hardware(),
+        "commit": commit(),
     }

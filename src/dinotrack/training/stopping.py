@@ -1,5 +1,6 @@
 """Stopping a fit between two steps, and what it takes to go on."""
 
+import csv
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from dinotrack.errors import DinotrackError
 from dinotrack.structs import write_atomically
@@ -20,17 +22,18 @@ class StopSignals:
     """Notes SIGINT (Ctrl-C) and SIGTERM in place of dying of them; a second one is not held back."""
 
     def __init__(self) -> None:
-        self.received, self.before = "", dict[int, Any]()
+        self.received: signal.Signals | None = None
+        self.before = dict[int, Any]()
 
     def install(self) -> None:
         """Begin to listen; only the main thread can."""
         if threading.current_thread() is threading.main_thread() and not self.before:
-            self.received = ""
+            self.received = None
             self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(self, number: int, _: Any) -> None:
         """The handler."""
-        again, self.received = bool(self.received), signal.Signals(number).name
+        again, self.received = self.received is not None, signal.Signals(number)
         if again:
             self.remove()
             os.kill(os.getpid(), number)
@@ -43,8 +46,10 @@ class StopSignals:
 
 
 def save_resumable(trainer: L.Trainer, path: Path) -> None:
-    """Write the whole state of a fit, to a temporary name first."""
+    """Write the whole state of a fit, to a temporary name first, and what loggers still hold."""
     write_atomically(path, trainer.save_checkpoint)
+    for logger in trainer.loggers:
+        logger.save()
 
 
 def read_resumable(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -65,3 +70,19 @@ def read_resumable(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         what = "; ".join(f"{n} was {before.get(n)}, is {settings.get(n)}" for n in changed[:5])
         raise DinotrackError(f"cannot resume from {path}: {what}; give the same settings, or another hydra.run.dir")
     return content
+
+
+def read_metrics(folder: Path, step: int) -> list[dict[str, str]]:
+    """The rows of `metrics.csv` from before 0-based step `step`; a logger that starts anew would delete them."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("step", "").isdigit() and int(row["step"]) < step]
+    return [{name: value for name, value in row.items() if name and value} for row in rows]
+
+
+def continue_metrics(logger: Logger | None, rows: list[dict[str, str]]) -> None:
+    """Put the rows in front of what a CSV logger is going to write."""
+    if rows and isinstance(logger, CSVLogger):
+        logger.experiment.metrics = [*rows]

@@ -1,0 +1,59 @@
+"""The baselines as methods of their own: trackers for which nothing is fitted."""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dinotrack.cache import default_cache
+from dinotrack.correspondences import consecutive_flows
+from dinotrack.geometry import resize_frames, working_size
+from dinotrack.methods.flow_chain import FlowChainTracker
+from dinotrack.methods.raw_features import raw_feature_tracker
+from dinotrack.preprocessing import video_features, working_frames
+from dinotrack.progress import Progress, silent
+from dinotrack.structs import Video
+from dinotrack.trackers import Tracker
+from dinotrack.training.config import fixed_size, pick_device, size_of
+
+UNFITTED = ("raw_features", "flow_chain")
+"""Names of methods."""
+
+
+def unfitted_tracker(config: DictConfig, video: Video, progress: Progress = silent) -> Tracker:
+    """The baseline that `method=` names, on the frames that a fit would have."""
+    make = {"raw_features": raw_features, "flow_chain": flow_chain}[config.method.name]
+    return make(config, video, progress)
+
+
+def raw_features(config: DictConfig, video: Video, progress: Progress) -> Tracker:
+    """Raw features of the config's backbone, through the cache (method §2)."""
+    backbone, device = instantiate(config.backbone), pick_device(config.device)
+    frames = working_frames(video, backbone.stride, config.resolution, fixed_size(config))
+    cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
+    features = video_features(video, frames, backbone, cache, device=device, progress=progress)
+    tracker = raw_feature_tracker(
+        video,
+        features,
+        radius=config.method.head.radius,
+        scale_constants=config.scale_constants,
+        visibility=instantiate(config.method.visibility),
+        memory=float(config.memory),
+    )
+    return tracker.to(device)
+
+
+def flow_chain(config: DictConfig, video: Video, progress: Progress) -> Tracker:
+    """Chained flow; with `method.through` on frames that were brought to that size first, as [P] does with 256 pixels.
+
+    Raises:
+        DinotrackError: when `method.through` is no size.
+    """
+    through = size_of(config.method.through, "method.through")
+    seen = Video(resize_frames(video.frames, through) if through else video.frames, video.fps)
+    size = fixed_size(config) or working_size(video.size, config.resolution, config.backbone.stride)
+    frames = working_frames(seen, config.backbone.stride, size=size).to(pick_device(config.device))
+    flow = instantiate(config.flow).to(pick_device(config.device))
+    forward, backward = (part.cpu() for part in consecutive_flows(frames, flow, progress))
+    rules = {"gamma": config.method.gamma, "scale_constants": config.scale_constants}
+    return FlowChainTracker(forward, backward, video.size, video.fps, **rules)

@@ -1,0 +1,208 @@
+"""A fit that was stopped at any step goes on in its folder, and ends as if nothing had happened."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+import dinotrack.training.fit as fitting
+from dinotrack import DinotrackError, Video
+from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.errors import Stopped
+from dinotrack.methods.dino_tracker import DinoTracker
+from dinotrack.training.config import compose_config
+from dinotrack.training.fit import flatten, prepare, train
+from dinotrack.training.stopping import RESUME, StopSignals
+
+TINY = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "device=cpu", "steps=12"]
+TINY += ["method.delta.hidden=[4,8]", "method.batch.flow_pairs=16", "trainer.log_every_n_steps=1"]
+TINY += ["callbacks.rebuild.every=3", "callbacks.rebuild.frame_pairs=3", "callbacks.rebuild.search.gamma=1e5"]
+TINY += ["checkpoint_every=4"]
+
+
+@pytest.fixture(scope="module")
+def video() -> Video:
+    return synthetic_clip(seed=1, frames=6, size=(64, 48), points=8).video
+
+
+class Meddle(L.Callback):
+    """Does something after a step."""
+
+    def __init__(self, step: int, act: Any) -> None:
+        self.step, self.act = step, act
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.act()
+
+
+def run(
+    folder: Path, video: Video, *overrides: str, meddle: Meddle | None = None, cache: Path | None = None
+) -> DinoTracker:
+    """A fit in `folder`, as the commands make it."""
+    settings = [*TINY, f"cache_dir={cache or folder.parent / 'cache'}", "resume=true", *overrides]
+    config = compose_config("fit", overrides=settings)
+    make = fitting.make_trainer
+
+    def meddled(config: Any, steps: int, callbacks: list[L.Callback], where: Path | None) -> L.Trainer:
+        return make(config, steps, [*callbacks, *([meddle] if meddle else [])], where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "make_trainer", meddled)
+        return train(config, prepare(config, video), folder=folder)
+
+
+def same(a: DinoTracker, b: DinoTracker) -> bool:
+    """Networks, and the refined features, to the bit."""
+    weights = [tracker.checkpoint()["state_dict"] for tracker in (a, b)]
+    equal = all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    return equal and torch.equal(a.features.values, b.features.values)
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(video: Video, tmp_path_factory: pytest.TempPathFactory) -> tuple[DinoTracker, Path]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    return run(folder, video), folder
+
+
+def fail() -> None:
+    raise RuntimeError("out of luck")
+
+
+@pytest.mark.parametrize("step", [2, 5, 7, 10])  # before the first saving, and before and after the first rebuild
+def test_after_an_exception_a_fit_ends_as_if_undisturbed(
+    step: int, undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(folder, video, meddle=Meddle(step, fail))
+    assert (folder / RESUME).exists() == (step > 4)
+    assert same(run(folder, video), undisturbed[0])
+    assert metrics(folder) == metrics(undisturbed[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_fit_between_two_steps(
+    number: signal.Signals, undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path
+) -> None:
+    folder, before = tmp_path / "run", [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Stopped, match=rf"{number.name} at step 7 of 12.*resume=true goes on") as caught:
+        run(folder, video, meddle=Meddle(6, lambda: os.kill(os.getpid(), number)))
+    assert caught.value.exit_code == 128 + number
+    assert torch.load(folder / RESUME, weights_only=True)["global_step"] == 7  # the step was finished
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert same(run(folder, video), undisturbed[0])
+    assert metrics(folder) == metrics(undisturbed[1])
+
+
+def test_a_fit_may_be_stopped_again_and_again(
+    undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for step in (1, 6, 9):
+        with pytest.raises(Stopped):
+            run(folder, video, meddle=Meddle(step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert same(run(folder, video), undisturbed[0])
+
+
+def test_the_published_way_of_searching_resumes_too(video: Video, tmp_path: Path) -> None:
+    published = ["callbacks.rebuild.every=1", "callbacks.rebuild.frame_pairs=batch"]
+    whole, folder = run(tmp_path / "whole", video, *published), tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(folder, video, *published, meddle=Meddle(8, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert same(run(folder, video, *published), whole)
+
+
+def test_two_runs_are_equal_to_the_bit_and_a_seed_changes_them(
+    undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path
+) -> None:
+    assert same(run(tmp_path / "again", video, "resume=false"), undisturbed[0])
+    assert not same(run(tmp_path / "other", video, "seed=1"), undisturbed[0])
+
+
+def test_a_finished_fit_is_not_fitted_again(
+    undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path
+) -> None:
+    tracker, folder = undisturbed
+    assert same(run(folder, video, meddle=Meddle(11, fail), cache=tmp_path / "cache"), tracker)
+
+
+def test_without_resume_a_fit_starts_anew(video: Video, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", video, meddle=Meddle(6, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(tmp_path / "run", video, "resume=false", meddle=Meddle(0, fail))
+
+
+def test_other_settings_are_refused_by_name(
+    undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path
+) -> None:
+    folder, cache = undisturbed[1], tmp_path / "cache"
+    for change, words in (
+        ("losses.flow.weight=3", r"losses\.flow\.weight was 1\.0, is 3"),
+        ("steps=13", "steps was 12, is 13"),
+        ("callbacks.rebuild.every=2", r"callbacks\.rebuild\.every was 3, is 2"),
+        ("backbone.spatial_bin_size=3", "backbone.spatial_bin_size was 4, is 3"),
+    ):
+        with pytest.raises(DinotrackError, match=words + r".*give the same settings, or another hydra\.run\.dir"):
+            run(folder, video, change, cache=cache)
+    with pytest.raises(DinotrackError, match="video was"):
+        run(folder, Video(video.frames.flip(0), masks=video.masks), cache=cache)
+
+
+def test_a_damaged_state_is_named(video: Video, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for content in (b"", b"no checkpoint"):
+        (tmp_path / "run" / RESUME).write_bytes(content)
+        with pytest.raises(DinotrackError, match=r"cannot resume from .*resume\.ckpt .*delete it to start again"):
+            run(tmp_path / "run", video)
+
+
+def test_a_second_signal_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr("dinotrack.training.stopping.os.kill", lambda _, number: sent.append(number))
+    before, signals = signal.getsignal(signal.SIGTERM), StopSignals()
+    signals.install()
+    signals.note(signal.SIGTERM, None)
+    assert (signals.received, sent) == (signal.SIGTERM, [])
+    signals.note(signal.SIGTERM, None)
+    assert sent == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    before, signals = signal.getsignal(signal.SIGTERM), StopSignals()
+    thread = threading.Thread(target=signals.install)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == before and signals.before == {}
+
+
+def test_settings_become_dotted_names() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_fit_is_the_same_fit(tmp_path: Path) -> None:
+    """torch.compile changes the last bits, not the method; its checkpoint has the same names. In processes without type checks."""
+    found = []
+    for on in ("false", "true"):
+        words = ["fit", "experiment=tiny", "steps=3", f"compile={on}", f"hydra.run.dir={tmp_path / on}"]
+        command = [sys.executable, "-m", "dinotrack.cli", *words, f"cache_dir={tmp_path / 'cache'}"]
+        subprocess.run(command, check=True, capture_output=True)
+        found.append(torch.load(tmp_path / on / "tracker.ckpt", weights_only=True)["state_dict"])
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(value.float(), found[1][name].float(), atol=1e-3) for name, value in found[0].items())
