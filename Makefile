@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: help install demo test check test-slow format results clean
+.PHONY: help install demo test check test-slow format results golden ablations clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,14 @@ format: install  ## format and fix
 
 results: install  ## measure again what the README prints; needs the clips of ../shared/data
 	$(BIN)/python scripts/results.py demo horsejump horsejump_without_masks cat paragliding
+
+golden: install  ## compare the golden run, experiment=tiny, with tests/golden
+	$(BIN)/python scripts/golden.py
+
+ablations: install  ## the table of baselines and ablations; goes on where it was stopped
+	$(BIN)/dinotrack ablate
+	cp runs/ablations/ablations.csv docs/results/
+	$(BIN)/python scripts/results.py
 
 clean:  ## remove what was made here
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

@@ -4,6 +4,7 @@ python scripts/results.py demo horsejump cat   # measure again, several minutes 
 python scripts/results.py                      # only write the README's tables from the kept rows
 """
 
+import csv
 import json
 import subprocess
 import sys
@@ -33,6 +34,9 @@ COLUMNS = {
         "delta_3px_later": "δ_3px later",
     },
 }
+
+
+SYMBOLS = {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ", "delta_seg": "δ_seg", "delta_3px": "δ_3px"}
 
 
 def measure(name: str) -> None:
@@ -124,18 +128,50 @@ def costs() -> str:
     return "\n".join(lines)
 
 
-def update_readme() -> None:
+def ablations(clip: str) -> str:
+    """The kept table of `dinotrack ablate` for a clip as Markdown: mean ± standard error."""
+    measures = {"synthetic": ("delta_avg", "oa", "aj"), "horsejump": ("delta_seg", "delta_3px")}[clip]
+    with open(RESULTS / "ablations.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["clip"] == clip]
+    main = measures[-1] if clip == "synthetic" else measures[0]
+    heads = [SYMBOLS[name] for name in measures] + [f"{SYMBOLS[main]} − full", "seconds"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for row in rows:
+        cells = [f"{float(row[name]):.1f} ± {float(row[f'{name}_se']):.1f}" for name in measures]
+        apart = f"{float(row[f'{main}_vs_full']):+.1f} ± {float(row[f'{main}_vs_full_se']):.1f}"
+        cells += ["" if row["ablation"] == "full" else apart, f"{float(row['seconds']):.0f}"]
+        name = row["ablation"].replace("_", " ")
+        lines.append(f"| {'**full**' if name == 'full' else name} | " + " | ".join(cells) + " |")
+    about = rows[0]
+    lines += [
+        "",
+        f"({about['runs']} seeds each; commit {about['commit']}; {about['hardware']}, {about['cpu_threads']} thread a run)",
+    ]
+    return "\n".join(lines)
+
+
+TABLES = {
+    "README.md": {
+        **{name: lambda name=name: table(name) for name in COLUMNS},
+        "costs": costs,
+        "ablations synthetic": lambda: ablations("synthetic"),
+        "ablations horsejump": lambda: ablations("horsejump"),
+    },
+}
+
+
+def update_pages() -> None:
     """Put the tables between their markers."""
-    text = (ROOT / "README.md").read_text()
-    for name in (*COLUMNS, "costs"):
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, rest = text.split(start)
-        after = rest.split(end)[1] if end in rest else rest
-        text = f"{before}{start}\n{costs() if name == 'costs' else table(name)}\n{end}{after}"
-    (ROOT / "README.md").write_text(text)
+    for page, tables in TABLES.items():
+        text = (ROOT / page).read_text()
+        for name, make in tables.items():
+            start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+            before, rest = text.split(start)
+            text = f"{before}{start}\n{make()}\n{end}{rest.split(end)[1]}"
+        (ROOT / page).write_text(text)
 
 
 if __name__ == "__main__":
     for job in sys.argv[1:]:
         measure(job)
-    update_readme()
+    update_pages()

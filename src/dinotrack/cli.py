@@ -87,7 +87,9 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
         if code:
             sys.exit(code)
 
-    sys.argv = [f"dinotrack {command}", *rest]
+    # The table is made of many runs; Hydra reads the mode in a config too late to let lists on the command line through.
+    sweep = command == "ablate" and not any(word.startswith("-") for word in rest)
+    sys.argv = [f"dinotrack {command}", *(["--multirun"] if sweep else []), *rest]
     try:
         folder = str(config_folder())
     except DinotrackError as error:

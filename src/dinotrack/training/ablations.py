@@ -103,5 +103,5 @@ ENDING = ["commit", "hardware", "cpu_threads"]
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """What a row depends on."""
     whole: Any = OmegaConf.to_container(config, resolve=True)
-    dropped = ("cache_dir", "logger", "render", "trail", "memory", "hydra", "resume", "checkpoint_every")
+    dropped = ("cache_dir", "logger", "render", "trail", "memory", "resume", "checkpoint_every", "table")
     return {name: value for name, value in whole.items() if name not in dropped}

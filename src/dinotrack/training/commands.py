@@ -187,7 +187,8 @@ def demo_command(config: DictConfig, folder: Path) -> None:
 def ablate_command(config: DictConfig, folder: Path) -> None:
     """One run of the ablation table, unless its row is there; then the table of all rows."""
     row = row_of(dict(HydraConfig.get().runtime.choices), config)
-    table, kept = folder.parent, row_path(folder.parent, row)
+    table = Path(config.table)
+    kept = row_path(table, row)
     settings = settings_of(config)
     if kept.exists() and json.loads(kept.read_text()).get("settings") == settings:
         say(f"{row['clip']} {row['ablation']} seed {row['seed']}: done before")
