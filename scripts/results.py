@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dinotrack.training.stages import commit
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
 DATA = ROOT.parent / "shared" / "data"
@@ -69,14 +71,6 @@ def round_all(scores: Any) -> Any:
 def show(word: str) -> str:
     """A path as it stands in the README."""
     return word.replace(str(DATA), "../shared/data")
-
-
-def commit() -> str:
-    """The last commit that touched what is measured, the library and its configs; "-dirty" where they differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    last = subprocess.run([*git, "log", "-1", "--format=%h", "--", "src", "conf"], capture_output=True, text=True)
-    changed = subprocess.run([*git, "status", "--porcelain", "--", "src", "conf"], capture_output=True, text=True)
-    return last.stdout.strip() + ("-dirty" if changed.stdout else "")
 
 
 def picture(overlay: Path, path: Path) -> None:
@@ -150,7 +144,60 @@ def ablations(clip: str) -> str:
     return "\n".join(lines)
 
 
+def intervals() -> str:
+    """The rows of the ablation table that differ in when refined pairs are searched."""
+    names = {
+        "in_batch_pairs": "every step, its own frame pairs [C]",
+        "rebuild_every_10": "every 10",
+        "rebuild_every_20": "every 20",
+        "full": "every 40 (default's proportion)",
+        "rebuild_every_80": "once",
+        "no_refined_losses": "no late losses",
+    }
+    with open(RESULTS / "ablations.csv", newline="") as file:
+        rows = {row["ablation"]: row for row in csv.DictReader(file) if row["clip"] == "synthetic"}
+    lines = ["| pairs searched | δ_avg | AJ | AJ − every 40 | seconds of fit and tracking |", "|---|---|---|---|---|"]
+    for name, label in names.items():
+        row = rows[name]
+        cells = [f"{float(row[key]):.1f} ± {float(row[f'{key}_se']):.1f}" for key in ("delta_avg", "aj")]
+        cells.append("" if name == "full" else f"{float(row['aj_vs_full']):+.2f} ± {float(row['aj_vs_full_se']):.2f}")
+        lines.append(
+            f"| {label} | " + " | ".join(cells) + f" | {float(row['seconds']):.0f} ± {float(row['seconds_se']):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def lora() -> str:
+    """Steps of LoRA beside Delta-DINO's."""
+    kept = json.loads((RESULTS / "lora.json").read_text())
+    lines = ["| | seconds a step: Delta-DINO | LoRA | ratio | ratio of operations |", "|---|---|---|---|---|"]
+    for row in kept["measured"]:
+        seconds, (width, height) = row.get("seconds_per_step"), row["size"]
+        timed = (
+            [f"{seconds[k]:.2f}" for k in ("delta_dino", "lora")] + [f"{row['ratio']:.2f}"]
+            if seconds
+            else ["not timed"] * 3
+        )
+        name = f"{row['model'].split('_')[1].capitalize()} ViT, layer {row['layer']}, {width}×{height}"
+        lines.append(f"| {name} | " + " | ".join(timed) + f" | {row['gflop_ratio']:.2f} |")
+    counted = kept["counted"]
+    width, height = counted["size"]
+    name = f"{counted['model'].split('_')[1].capitalize()} ViT, layer {counted['layer']}, {width}×{height}"
+    lines.append(f"| {name} | " + "not timed | " * 3 + f"{counted['gflop_ratio']:.2f} |")
+    return "\n".join([*lines, "", f"(commit {kept['commit']})"])
+
+
+def confidence() -> str:
+    """Average precision of confidence, the cosine and the binary rule."""
+    kept = json.loads((RESULTS / "confidence.json").read_text())
+    lines = ["| ordered by | visible | visible and near |", "|---|---|---|"]
+    for name, areas in kept["average_precision"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{mean:.1f} ± {error:.1f}" for mean, error in areas.values()) + " |")
+    return "\n".join([*lines, "", f"(`python scripts/confidence.py`; commit {kept['commit']})"])
+
+
 TABLES = {
+    "docs/ablations.md": {"intervals": intervals, "lora": lora, "confidence": confidence},
     "README.md": {
         **{name: lambda name=name: table(name) for name in COLUMNS},
         "costs": costs,

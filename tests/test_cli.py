@@ -279,3 +279,77 @@ def test_part_of_a_synthetic_video_is_scored_on_its_own_frames(tmp_path: Path) -
     call("run", *TINY, "start=2", "stop=7", *options)
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert scores["flow_chain"]["delta_avg"] > 30  # shifted truth would leave next to nothing
+
+
+def test_weights_go_out_to_the_published_files_and_come_back(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        call("export", str(finished_run / "tracker.ckpt"), str(tmp_path / "published"), "--iteration", "20")
+    assert not end.value.code
+    assert sorted(path.name for path in (tmp_path / "published").iterdir()) == [
+        "delta_dino_20.pt",
+        "tracker_head_20.pt",
+    ]
+    common = ["backbone=dense_sift", "backbone.stride=4", "size=[64,48]", f"hydra.run.dir={tmp_path / 'back'}"]
+    synthetic = ["video=synthetic", "synthetic.frames=9", "synthetic.size=[64,48]"]
+    call("import", f"published={tmp_path / 'published'}", *synthetic, *common)
+    options = ["queries=grid:16", "render=false", f"cache_dir={finished_run.parent / 'cache'}"]
+    call("track", f"checkpoint={tmp_path / 'back' / 'tracker.ckpt'}", *options, f"hydra.run.dir={tmp_path / 'tracked'}")
+    before, after = (np.load(folder / "tracks.npz") for folder in (finished_run, tmp_path / "tracked"))
+    # The published head falls back to the mean over Ω where the softmax leaves it; elsewhere nothing changes.
+    assert np.median(np.abs(before["tracks"] - after["tracks"])) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "words"),
+    [
+        ("run", ["interpolate=cubic"], "interpolate=cubic: no such interpolation"),
+        ("fit", ["method=flow_chain"], "method=flow_chain has nothing to fit; use dinotrack run"),
+        ("run", ["method=flow_chain", "method.through=256"], "method.through=256: expected [W, H]"),
+        ("fit", ["callbacks.rebuild.every=0"], "rebuild: every=0"),
+        ("fit", ["callbacks.rebuild.search.gamma=-1"], "gamma=-1"),
+        ("import", ["published=nowhere", "backbone=dense_sift", "video=synthetic"], "nowhere"),
+        ("import", ["backbone=dense_sift", "video=synthetic"], "no weights given; add published=folder"),
+    ],
+)
+def test_wrong_settings_of_the_full_method_get_one_line(
+    command: str, overrides: list[str], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny = [] if command == "import" else TINY
+    options = [f"hydra.run.dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"]
+    with pytest.raises(SystemExit) as end:
+        call(command, *tiny, *overrides, *options)
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_hidden_positions_lie_on_a_curve_on_request(finished_run: Path, tmp_path: Path) -> None:
+    checkpoint, cache = finished_run / "tracker.ckpt", finished_run.parent / "cache"
+    options = [f"checkpoint={checkpoint}", "queries=grid:16", "render=false", f"cache_dir={cache}"]
+    call("track", *options, "interpolate=linear", f"hydra.run.dir={tmp_path / 'linear'}")
+    before, after = (np.load(folder / "tracks.npz") for folder in (finished_run, tmp_path / "linear"))
+    seen = before["visible"]
+    assert np.array_equal(before["tracks"][seen], after["tracks"][seen]) and np.array_equal(seen, after["visible"])
+    for n, t in zip(*np.nonzero(~seen), strict=True):
+        known = np.nonzero(seen[n])[0]
+        expected = [np.interp(t, known, before["tracks"][n, known, k]) for k in range(2)]
+        assert np.allclose(after["tracks"][n, t], expected, atol=1e-3)
+
+
+def test_a_stopped_fit_goes_on_from_the_command_line(tmp_path: Path) -> None:
+    """SIGTERM from outside, as a scheduler sends it; the exit code is the shell's."""
+    import signal
+    import time
+
+    words = ["fit", *TINY, "steps=4000", "checkpoint_every=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "dinotrack", *words, f"cache_dir={tmp_path / 'cache'}", "resume=true"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (tmp_path / "run" / "resume.ckpt").exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM at step" in error and "resume=true goes on from there" in error
+    reached = torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)["global_step"]
+    assert 2 <= reached < 4000 and not (tmp_path / "run" / "tracker.ckpt").exists()

@@ -7,16 +7,21 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from dinotrack import Video
+from dinotrack import DinotrackError, Video
+from dinotrack.backbones import FACETS, VitBackbone
+from dinotrack.cli import HYDRA_COMMANDS
 from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.trackers import FeatureTracker
 from dinotrack.training.batch import BatchSettings
 from dinotrack.training.config import compose_config, config_folder, make_data, make_module
 from dinotrack.training.fit import fit, prepare, published_steps, train
+from dinotrack.training.unfitted import unfitted_tracker
 
 CONF = config_folder()
 BASE = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "steps=1", "device=cpu", "logger=none"]
 RANDOM = ["backbone.pretrained=false", "flow.pretrained=false"]
-BASE += [*RANDOM, "method.delta.hidden=[4,8]", "method.batch.flow_pairs=16"]
+RANDOM_SMALL = [*RANDOM, "method.batch.flow_pairs=16"]
+HIDDEN = ["method.delta.hidden=[4,8]"]
 
 
 def names(group: str) -> list[str]:
@@ -37,16 +42,69 @@ def tiny_flow(name: str) -> list[str]:
 
 
 def step(video: Video, tmp_path: Path, overrides: list[str]) -> None:
-    config = compose_config("fit", overrides=[*BASE, f"cache_dir={tmp_path}", *overrides])
+    hidden = [] if any("lora" in word for word in overrides) else HIDDEN
+    config = compose_config("fit", overrides=[*BASE, *RANDOM_SMALL, *hidden, f"cache_dir={tmp_path}", *overrides])
     data = prepare(config, video)
     tracker = train(config, data, folder=tmp_path)
     assert tracker.track(torch.tensor([[0.0, 30.0, 20.0]])).xy.isfinite().all()
 
 
-@pytest.mark.parametrize("command", ["run", "fit", "preprocess", "track", "demo"])
+@pytest.mark.parametrize("command", sorted(HYDRA_COMMANDS))
 def test_every_command_composes(command: str) -> None:
-    config = compose_config(command, overrides=["checkpoint=x.ckpt"] if command == "track" else ["video=x.mp4"])
+    needed = {"track": ["checkpoint=x.ckpt"], "import": ["video=x.mp4", "published=x"], "ablate": ["table=x"]}
+    config = compose_config(command, overrides=needed.get(command, ["video=x.mp4"]))
     assert OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("name", names("clip"))
+def test_every_clip_of_the_ablations_names_a_video_with_truth(name: str) -> None:
+    config = compose_config("ablate", overrides=[f"clip={name}", "seed=3", "table=x"])
+    assert config.synthetic.seed == 3 if name == "synthetic" else str(config.truth).endswith("badja.json")
+
+
+UNFITTED = ("raw_features", "flow_chain", "flow_chain_256")
+
+
+@pytest.mark.parametrize("name", names("ablation"))
+def test_every_ablation_steps(name: str, video: Video, tmp_path: Path) -> None:
+    if name in UNFITTED:
+        settings = [*BASE, *RANDOM, f"cache_dir={tmp_path}", "video=x", f"ablation={name}"]
+        tracks = unfitted_tracker(compose_config("run", overrides=settings), video).track(torch.zeros(1, 3))
+        assert tracks.xy.shape == (1, 4, 2) and tracks.xy.isfinite().all()
+    elif name == "lora":
+        pytest.importorskip("peft", reason="LoRA is an extra")
+        step(video[:2], tmp_path, ["ablation=lora", "backbone=dinov2_vits14", "backbone.layer=2", "resolution=84"])
+    else:
+        step(video, tmp_path, [f"ablation={name}", "supervision.gamma=50"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "channels"),
+    [(["backbone.layer=1"], 384), (["backbone.layer=3"], 384), *[([f"backbone.facet={f}"], 384) for f in FACETS]],
+)
+def test_layers_and_facets_of_a_small_vit_step(
+    overrides: list[str], channels: int, video: Video, tmp_path: Path
+) -> None:
+    small = [
+        "backbone=dinov2_vits14",
+        "backbone.stride=14",
+        "resolution=84",
+        "backbone.layer=2",
+        "supervision.gamma=50",
+    ]
+    step(video[:2], tmp_path, [*small, *overrides])
+    settings = [*BASE, *RANDOM, f"cache_dir={tmp_path}", "video=x", "ablation=raw_features", *small, *overrides]
+    tracker = unfitted_tracker(compose_config("run", overrides=settings), video[:2])
+    assert isinstance(tracker, FeatureTracker) and tracker.features.values.shape[1] == channels
+
+
+def test_settings_of_another_refinement_are_named() -> None:
+    lora = [*BASE, *RANDOM, "video=x", "ablation=lora"]
+    with pytest.raises(DinotrackError, match="Could not override"):
+        compose_config("fit", overrides=[*lora, *HIDDEN])
+    config = compose_config("fit", overrides=[*lora, "+method.delta.hidden=[4,8]"])
+    with pytest.raises(DinotrackError, match=r"method\.delta: .*hidden.*remove that setting"):
+        make_module(config, VitBackbone("vit_small_patch14_dinov2.lvd142m", layer=2, pretrained=False))
 
 
 @pytest.mark.parametrize("name", names("backbone"))
@@ -59,7 +117,7 @@ def test_every_flow_steps(name: str, video: Video, tmp_path: Path) -> None:
     step(video[:2], tmp_path, [f"flow={name}", *tiny_flow(name), "supervision.gamma=1e4"])
 
 
-@pytest.mark.parametrize("group", ["method", "losses", "trainer"])
+@pytest.mark.parametrize("group", ["losses", "callbacks", "trainer"])
 def test_every_other_group_steps(group: str, video: Video, tmp_path: Path) -> None:
     for name in names(group):
         step(video, tmp_path, [f"{group}={name}"])

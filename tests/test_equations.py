@@ -1,5 +1,6 @@
 """Every equation against its naive twin: loops in float64, from the formulas of the method."""
 
+import itertools
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from dinotrack.equations import (
     best_buddies,
     best_buddy_weight,
     box_overlap,
+    confidence,
     contrastive_loss,
     cubed,
     cycle_weight,
@@ -198,3 +200,13 @@ def test_trajectory_agreement(rng: torch.Generator) -> None:
         assert disagreement[q].tolist() == e
         assert limit[q] == max(e[k] for k in chosen)
         assert (disagreement[q] <= limit[q])[anchors[q]].all()  # every anchor agrees
+
+
+def test_confidence_falls_with_the_disagreement_and_with_the_angle(rng: torch.Generator) -> None:
+    cosine, apart = torch.rand(4, 5, generator=rng) * 2 - 1, torch.rand(4, 5, generator=rng) * 100
+    found = confidence(cosine, apart, scale=20.0)
+    for n, t in itertools.product(range(4), range(5)):
+        assert float(found[n, t]) == pytest.approx(max(float(cosine[n, t]), 0.0) / (1 + float(apart[n, t]) / 20.0))
+    assert confidence(torch.ones(1, 1), torch.zeros(1, 1)).item() == 1.0
+    assert confidence(torch.ones(1, 1), torch.full((1, 1), torch.inf)).item() == 0.0
+    assert confidence(torch.ones(1, 1), torch.full((1, 1), 35.0)).item() == 0.5  # R of the paper

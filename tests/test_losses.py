@@ -295,6 +295,42 @@ def test_terms_count_from_their_start_on_with_their_weights(rng: torch.Generator
     assert total.item() == 0.0 and values == {}
 
 
+def composition(step: Step) -> dict[str, float]:
+    """Every term of §4 in NumPy, from the formulas, for the published constants."""
+    batch, maps, raw = step.batch, array(step.refined), array(step.batch.features.float())
+    flow = huber_sum(located(step, batch.flow), batch.flow.target_xy)
+    forth = huber_sum(located(step, batch.cycle), batch.cycle.target_xy)
+    back = huber_sum(located(step, batch.cycle.flip()), batch.cycle.source_xy)
+    cycle = sum(float(w) * (a + b) / 2 for w, a, b in zip(batch.cycle.weight, forth, back, strict=True))
+    trust = [2 * max(s, 0.0) ** 3 for s in current_cosines(step, batch.refined)]
+    lengths, raw_lengths = np.linalg.norm(maps, axis=1), np.linalg.norm(raw, axis=1)
+    angles = (maps * raw).sum(1) / (lengths * raw_lengths)
+    return {
+        "flow": sum(flow) / (2 * len(flow)),
+        "best_buddy": float(array(batch.best_buddies.weight) @ contrastive_twin(step, batch.best_buddies)) / 700,
+        "refined_best_buddy": float(np.dot(trust, contrastive_twin(step, batch.refined))) / 900,
+        "cycle": cycle / (2 * len(batch.cycle)),
+        "prior": float((abs(1 - lengths / raw_lengths) + abs(1 - angles)).mean()),
+    }
+
+
+def test_the_composed_loss_is_eq_5_term_by_term(rng: torch.Generator) -> None:
+    kinds = {name: random_pairs(12, rng, on_tokens=name in ("best_buddies", "refined")) for name in PAIRS}
+    step = make_step(rng, **kinds)
+    expected = composition(step)
+    weights = {"flow": 1.0, "best_buddy": 25e-5, "refined_best_buddy": 5e-5, "cycle": 0.5, "prior": 1e-4}
+    for number, late in ((4999, False), (5000, True)):
+        total, terms = LossTerms(published_losses())(step, number, 10_000)
+        names = [name for name in expected if late or name not in ("refined_best_buddy", "cycle")]
+        assert {name: value.item() for name, value in terms.items()} == pytest.approx(
+            {name: expected[name] for name in names}, rel=1e-4, abs=1e-5
+        )
+        assert total.item() == pytest.approx(sum(weights[name] * expected[name] for name in names), abs=1e-5)
+
+
+PAIRS = ("flow", "best_buddies", "refined", "cycle")
+
+
 def test_the_weights_and_starts_are_the_published_ones() -> None:
     found = {name: (term.weight, term.begins(10000)) for name, term in published_losses().items()}
     assert found == {

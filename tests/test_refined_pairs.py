@@ -10,7 +10,7 @@ from torch import Tensor
 from dinotrack import DinotrackError
 from dinotrack.networks import TrackerHead
 from dinotrack.refined_pairs import PairSearch, cycle_pairs, draw, random_pixels, refined_best_buddies
-from dinotrack.structs import FeatureMap, Grid
+from dinotrack.structs import FeatureMap, Grid, Pairs
 from twins import array, benign_head, bilinear, cosine, match
 
 GRID, SIZE, HEIGHT, WIDTH = Grid(7.0, 7.0), (56, 42), 5, 7
@@ -97,6 +97,28 @@ def test_shares_bound_best_buddies_by_the_mask_at_their_source(rng: torch.Genera
     forth = found[found.source == 0]
     assert int((forth.source_xy[:, 0] < 28).sum()) == 6 and len(forth) == 10
     assert len(found[found.source == 1]) == 4
+
+
+def test_both_ways_are_the_two_directions_together(rng: torch.Generator) -> None:
+    features, masks, head = make_features(rng, 0.3), make_masks(rng), benign_head(radius=12.0)
+    forth, back = [(0, 1), (0, 2)], [(1, 0), (2, 0)]
+
+    def rows(pairs: Pairs) -> set[tuple[float, ...]]:
+        columns = (
+            pairs.source[:, None],
+            pairs.target[:, None],
+            pairs.source_xy,
+            pairs.target_xy,
+            pairs.weight[:, None],
+        )
+        return {tuple(round(value, 3) for value in row) for row in torch.cat(columns, 1).tolist()}
+
+    each = [refined_best_buddies(features, masks, way, EVERY, rng) for way in (forth, back)]
+    together = refined_best_buddies(features, masks, forth, EVERY, rng, both=True)
+    assert rows(together) == rows(Pairs.cat(each)) and len(together) == len(each[0]) + len(each[1])
+    search = PairSearch(10_000, 10_000, gamma=1e9)
+    each = [cycle_pairs(features, head, masks, way, search, rng) for way in (forth, back)]
+    assert rows(cycle_pairs(features, head, masks, forth, search, rng, both=True)) == rows(Pairs.cat(each))
 
 
 def test_draws_repeat_only_among_very_many(rng: torch.Generator) -> None:

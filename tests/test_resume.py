@@ -201,7 +201,7 @@ def test_a_compiled_fit_is_the_same_fit(tmp_path: Path) -> None:
     found = []
     for on in ("false", "true"):
         words = ["fit", "experiment=tiny", "steps=3", f"compile={on}", f"hydra.run.dir={tmp_path / on}"]
-        command = [sys.executable, "-m", "dinotrack.cli", *words, f"cache_dir={tmp_path / 'cache'}"]
+        command = [sys.executable, "-m", "dinotrack", *words, f"cache_dir={tmp_path / 'cache'}"]
         subprocess.run(command, check=True, capture_output=True)
         found.append(torch.load(tmp_path / on / "tracker.ckpt", weights_only=True)["state_dict"])
     assert found[0].keys() == found[1].keys()

@@ -37,8 +37,8 @@ def some_queries(count: int = 12, seed: int = 1) -> Tensor:
     return queries
 
 
-def track_twin(tracker: FeatureTracker, query: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Working positions, visibility and clamped cosines of one query (§2, §6)."""
+def track_twin(tracker: FeatureTracker, query: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Working positions, visibility, confidence and cosines of one query (§2, §6)."""
     maps, grid = [array(values.float()) for values in tracker.features.values], tracker.features.grid
     scale = max(WORKING) / 854 if tracker.scale_constants else 1.0
 
@@ -59,7 +59,9 @@ def track_twin(tracker: FeatureTracker, query: np.ndarray) -> tuple[np.ndarray, 
     limit = max(median_at(k) for k in anchors)
     agrees = [median_at(t) <= limit + 1e-6 and cosines[t] >= tracker.visibility.visible for t in range(FRAMES)]
     visible = [agrees[t] or t == start for t in range(FRAMES)]
-    return np.array(xy), np.array(visible), np.clip(cosines, 0, 1)
+    reach = tracker.head.radius * scale
+    trust = [1.0 if t == start else max(cosines[t], 0) / (1 + median_at(t) / reach) for t in range(FRAMES)]
+    return np.array(xy), np.array(visible), np.array(trust), np.array(cosines)
 
 
 HEADS: list[dict[str, Any]] = [
@@ -78,7 +80,7 @@ def test_tracks_are_those_of_a_loop(options: dict[str, Any], seed: int) -> None:
     tracks = tracker.track(queries)
     found = []
     for n, query in enumerate(array(queries)):
-        xy, visible, confidence = track_twin(tracker, query)
+        xy, visible, confidence, _ = track_twin(tracker, query)
         assert np.allclose(tracks.xy[n], xy * 2, atol=0.02)
         assert np.allclose(tracks.confidence[n], confidence, atol=1e-3)
         found.append(visible)
@@ -93,8 +95,10 @@ def test_visibility_needs_agreement_and_likeness_both() -> None:
     features, head, queries = features_of(2), benign_head(refine=False, radius=20.0), some_queries(40)
     options = {"scale_constants": False, "visibility": VisibilityRule(0.7, -1.0)}
     agreeing = FeatureTracker(features, head, SIZE, **options).track(queries)  # type: ignore[arg-type]
-    both = FeatureTracker(features, head, SIZE, scale_constants=False).track(queries)
-    assert torch.equal(both.visible, agreeing.visible & (both.confidence >= 0.6) | own_frame(queries))
+    tracker = FeatureTracker(features, head, SIZE, scale_constants=False)
+    both = tracker.track(queries)
+    alike = torch.tensor(np.array([track_twin(tracker, query)[3] >= 0.6 for query in array(queries)]))
+    assert torch.equal(both.visible, agreeing.visible & alike | own_frame(queries))
     assert not agreeing.visible.all() and (agreeing.visible & ~both.visible).any()
 
 

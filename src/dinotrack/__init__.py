@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from dinotrack.data import open_described
 from dinotrack.data.video import load_video, save_video
 from dinotrack.errors import DinotrackError
+from dinotrack.grouping import group
 from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
 from dinotrack.structs import Tracks, Video
 
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
     from dinotrack.training.fit import fit
 
 __version__ = "0.1.0"
-__all__ = ["DinoTracker", "DinotrackError", "Tracks", "Video", "fit", "load_tracker", "load_video", "save_video"]
+__all__ = [
+    "DinoTracker",
+    "DinotrackError",
+    "Tracks",
+    "Video",
+    "fit",
+    "group",
+    "load_tracker",
+    "load_video",
+    "save_video",
+]
 
 
 def load_tracker(path: str | Path, video: Video | None = None, **options: Any) -> DinoTracker:

@@ -115,6 +115,17 @@ def masked_median(values: Float[Tensor, "n k t"], mask: Bool[Tensor, "n k"]) -> 
     return ordered.gather(1, middle[:, None, None].expand(-1, 1, values.shape[2])).squeeze(1)
 
 
+def confidence(
+    cosine: Float[Tensor, "n t"], disagreement: Float[Tensor, "n t"], *, scale: float = 35.0
+) -> Float[Tensor, "n t"]:
+    """How far a track is to be trusted, in [0, 1]: cos(φ^t, φ_q)⁺ / (1 + median_k d_k(t) / R), from §6's two quantities.
+
+    Ours. Unlike §6's limit e_q, which the track sets itself, pixels order positions of different tracks; `scale` is R, beyond
+    which the head does not look. It was chosen on synthetic videos (docs/ablations.md says how well it orders others).
+    """
+    return cosine.clamp(0, 1) / (1 + disagreement / scale)
+
+
 def trajectory_agreement(
     distances: Float[Tensor, "n t t"], anchors: Bool[Tensor, "n t"]
 ) -> tuple[Float[Tensor, "n t"], Float[Tensor, " n"]]:

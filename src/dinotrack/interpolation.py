@@ -22,12 +22,21 @@ def through_occlusion(tracks: Tracks, method: str = "spline") -> Tracks:
     Raises:
         DinotrackError: for another method.
     """
-    if method not in METHODS:
-        raise DinotrackError(f"interpolate={method}: no such interpolation; expected {', '.join(METHODS)}")
+    check_method(method)
     if method == "none":
         return tracks
     filled = fill(tracks.xy.double(), tracks.visible, smooth=method == "spline")
     return replace(tracks, xy=torch.where(tracks.visible[..., None], tracks.xy, filled.to(tracks.xy.dtype)))
+
+
+def check_method(method: str) -> None:
+    """Refuse what `through_occlusion` does not know.
+
+    Raises:
+        DinotrackError: when it does not.
+    """
+    if method not in METHODS:
+        raise DinotrackError(f"interpolate={method}: no such interpolation; expected {', '.join(METHODS)}")
 
 
 def fill(values: Float[Tensor, "n t d"], known: Bool[Tensor, "n t"], *, smooth: bool) -> Float[Tensor, "n t d"]:

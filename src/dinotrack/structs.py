@@ -291,7 +291,7 @@ class Tracks(TensorStruct):
     xy: Float[Tensor, "n t 2"]
     visible: Bool[Tensor, "n t"]
     confidence: Float[Tensor, "n t"]
-    """In [0, 1]."""
+    """In [0, 1]; it orders positions by how far they are to be trusted, and is no probability."""
     size: tuple[int, int]
     fps: float
 

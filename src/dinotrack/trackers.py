@@ -5,10 +5,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from dinotrack.equations import trajectory_agreement
+from dinotrack.equations import confidence, trajectory_agreement
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import constant_scale, rescale, sample
 from dinotrack.networks import TrackerHead
@@ -122,28 +122,34 @@ class FeatureTracker:
         xy[rows, frame] = query_xy
         along = torch.stack([self._sample(torch.full_like(frame, t), xy[:, t]) for t in range(self.frames)], 1)
         cosine = F.cosine_similarity(along, along[rows, frame][:, None], dim=-1)
-        visible = self._visible(xy, along, cosine, progress)
-        visible[rows, frame] = True
+        disagreement, limit = self._agreement(xy, along, cosine, progress)
+        visible = (disagreement <= limit[:, None]) & (cosine >= self.visibility.visible)
+        trust = confidence(cosine, disagreement, scale=self.head.radius * self._scale)
+        visible[rows, frame], trust[rows, frame] = True, 1.0
         on_video = rescale(xy + self.shift, self.features.size, self.size)
         on_video[rows, frame] = queries[:, 1:]  # exactly the query, not its rounded round trip
-        return on_video, visible, cosine.clamp(0, 1)
+        return on_video, visible, trust
 
-    def _visible(
+    def _agreement(
         self,
         xy: Float[Tensor, "n t 2"],
         along: Float[Tensor, "n t c"],
         cosine: Float[Tensor, "n t"],
         progress: Progress,
-    ) -> Bool[Tensor, "n t"]:
-        """§6: median_k d_k(t) <= e_q and a cosine of at least `visibility.visible`."""
+    ) -> tuple[Float[Tensor, "n t"], Float[Tensor, " n"]]:
+        """median_k d_k(t) and e_q of §6."""
         anchors = cosine >= self.visibility.anchor
         distances = xy.new_zeros(len(xy), self.frames, self.frames)
         for k in progress(range(self.frames), "visibility"):
             chosen = anchors[:, k].nonzero().squeeze(1)
             back = self.locate(along[chosen].flatten(0, 1), k).view(len(chosen), self.frames, 2)
             distances[chosen, k] = (back - xy[chosen, k, None]).norm(dim=-1)
-        disagreement, limit = trajectory_agreement(distances, anchors)
-        return (disagreement <= limit[:, None]) & (cosine >= self.visibility.visible)
+        return trajectory_agreement(distances, anchors)
+
+    @property
+    def _scale(self) -> float:
+        """What constants in pixels are multiplied with."""
+        return constant_scale(self.features.size) if self.scale_constants else 1.0
 
     def _sample(self, frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
         return sample(self.features.values, frame, xy, self.features.grid)
@@ -152,10 +158,9 @@ class FeatureTracker:
         """Π: where each wanted feature is in `frame`, at working resolution."""
         values = self.features.values[frame]
         height, width = values.shape[1:]
-        scale = constant_scale(self.features.size) if self.scale_constants else 1.0
         # Three maps a row; a refiner that sees whole maps holds its hidden channels twice more.
         whole = self.head.refine and (self.head.fallback == "published" or self.head.peak == "refined")
         maps = 3 + (2 * self.head.settings["hidden"] if whole else 0)
         rows = max(1, int(self.memory / 2 / (4 * maps * height * width)))
-        chunks = [self.head.find(part, values, self.features.grid, scale) for part in wanted.split(rows)]
+        chunks = [self.head.find(part, values, self.features.grid, self._scale) for part in wanted.split(rows)]
         return torch.cat(chunks) if chunks else wanted.new_zeros(0, 2)

@@ -30,8 +30,8 @@ class RebuildPairs(L.Callback):
         search: PairSearch = PairSearch(),
         *,
         start: int | float = 0.5,
-        every: int = 100,
-        frame_pairs: int | Literal["batch"] = 1000,
+        every: int = 500,
+        frame_pairs: int | Literal["batch"] = 500,
         chunk: int = 8,
     ) -> None:
         if every < 1 or (isinstance(frame_pairs, int) and frame_pairs < 1):
@@ -110,7 +110,7 @@ class Resumable(L.Callback):
         if self.signals.received or last or trainer.global_step % self.every == 0:
             save_resumable(trainer, self.path)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         stop = self.signals.received
         if stop:  # only now: Lightning has logged the step that was saved
             where = f"stopped by {stop.name} at step {trainer.global_step} of {trainer.max_steps}"

@@ -20,6 +20,7 @@ from dinotrack.data.queries import read_queries
 from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import plain
+from dinotrack.interpolation import check_method, through_occlusion
 from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
 from dinotrack.methods.published import PUBLISHED_SIZE, import_published
 from dinotrack.metrics import TapVidScores, mean_over_videos
@@ -90,6 +91,7 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Preprocess, fit, track, render; with ground truth also score, and return the scores."""
     video, stages = video_of(config), Stages()
     queries = queries_of(config, video)
+    check_method(config.interpolate)
     check_truth(config, video)
     data, tracker = trackers_of(config, folder, video, stages)
     with stages.stage("track"):
@@ -120,6 +122,7 @@ def track_command(config: DictConfig, folder: Path) -> None:
     if config.masks:
         video = replace(video, masks=load_masks(config.masks, video, start=video.start, stop=video.start + len(video)))
     queries = queries_of(config, video)
+    check_method(config.interpolate)
     with stages.stage("load"):
         tracker = load_dino_tracker(
             config.checkpoint,
@@ -224,7 +227,8 @@ def fit_stages(config: DictConfig, folder: Path, video: Video, stages: Stages) -
 
 
 def write_tracks(tracks: Tracks, video: Video, folder: Path, config: DictConfig, stages: Stages) -> None:
-    """Tracks as NPZ and CSV, and the overlay."""
+    """Tracks as NPZ and CSV, and the overlay; `interpolate` decides on hidden positions."""
+    tracks = through_occlusion(tracks, config.interpolate)
     save_npz(tracks, folder / "tracks.npz")
     save_csv(tracks, folder / "tracks.csv")
     if config.render:

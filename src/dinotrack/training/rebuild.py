@@ -45,7 +45,7 @@ def rebuilt_tables(
     generator: torch.Generator,
     wanted: Collection[str],
     *,
-    count: int = 1000,
+    count: int = 500,
     every: int = 1,
     chunk: int = 8,
 ) -> dict[str, PairTable]:
