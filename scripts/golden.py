@@ -17,8 +17,8 @@ from dinotrack.training.config import compose_config
 
 KEPT = Path(__file__).resolve().parents[1] / "tests" / "golden" / "tiny.json"
 STEPS = (4, 9, 14, 19)
-TOLERANCE = {"loss": 0.02, "pixels": 0.25}
-"""Relative for losses; of tracks the median distance. Other processors and versions of torch differ by far less."""
+TOLERANCE = {"loss": 0.02, "median": 0.05, "most": 1.0}
+"""Relative for losses; of tracks, in pixels, of half and of 95 % of the positions. Other machines differ by far less."""
 
 
 def golden_run() -> dict[str, Any]:
@@ -53,8 +53,10 @@ def differences(found: dict[str, Any], kept: dict[str, Any]) -> list[str]:
     if len(found["tracks"]) != len(kept["tracks"]):
         return [*wrong, f"{len(found['tracks'])} positions, were {len(kept['tracks'])}"]
     apart = sorted(math.dist(a, b) for a, b in zip(found["tracks"], kept["tracks"], strict=True))
-    if apart[len(apart) // 2] > TOLERANCE["pixels"]:
-        wrong.append(f"half the positions moved by more than {apart[len(apart) // 2]:.2f} pixels")
+    for name, share in (("median", 0.5), ("most", 0.95)):
+        moved = apart[int(share * (len(apart) - 1))]
+        if moved > TOLERANCE[name]:
+            wrong.append(f"of the positions {100 - 100 * share:.0f} % moved by {moved:.2f} pixels or more")
     return wrong
 
 

@@ -150,13 +150,13 @@ def intervals() -> str:
         "in_batch_pairs": "every step, its own frame pairs [C]",
         "rebuild_every_10": "every 10",
         "rebuild_every_20": "every 20",
-        "full": "every 40 (default's proportion)",
-        "rebuild_every_80": "once",
+        "full": "every 30 (default's proportion)",
+        "rebuild_every_60": "once",
         "no_refined_losses": "no late losses",
     }
     with open(RESULTS / "ablations.csv", newline="") as file:
         rows = {row["ablation"]: row for row in csv.DictReader(file) if row["clip"] == "synthetic"}
-    lines = ["| pairs searched | δ_avg | AJ | AJ − every 40 | seconds of fit and tracking |", "|---|---|---|---|---|"]
+    lines = ["| pairs searched | δ_avg | AJ | AJ − every 30 | seconds of fit and tracking |", "|---|---|---|---|---|"]
     for name, label in names.items():
         row = rows[name]
         cells = [f"{float(row[key]):.1f} ± {float(row[f'{key}_se']):.1f}" for key in ("delta_avg", "aj")]

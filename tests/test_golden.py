@@ -28,9 +28,9 @@ def test_another_loss_is_noticed(name: str) -> None:
 
 
 def test_other_tracks_are_noticed() -> None:
-    moved = {**KEPT, "tracks": [[x + 0.5, y] for x, y in KEPT["tracks"]]}
-    assert golden.differences(moved, KEPT) == ["half the positions moved by more than 0.50 pixels"]
+    for share, step, words in ((1, 0.5, "50 % moved by 0.50"), (10, 3.0, "5 % moved by 3.00")):
+        moved = {**KEPT, "tracks": [[x + step * (n % share == 0), y] for n, (x, y) in enumerate(KEPT["tracks"])]}
+        assert golden.differences(moved, KEPT) == [f"of the positions {words} pixels or more"]
     assert golden.differences({**KEPT, "tracks": KEPT["tracks"][1:]}, KEPT)
-    del moved["losses"]
     without = {**KEPT, "losses": {**KEPT["losses"], "4": {}}}
     assert "step 4 has the losses []" in golden.differences(without, KEPT)[0]

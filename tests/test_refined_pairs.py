@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dinotrack import DinotrackError
 from dinotrack.networks import TrackerHead
-from dinotrack.refined_pairs import PairSearch, cycle_pairs, draw, random_pixels, refined_best_buddies
+from dinotrack.refined_pairs import PairSearch, cycle_pairs, pick, random_pixels, refined_best_buddies
 from dinotrack.structs import FeatureMap, Grid, Pairs
 from twins import array, benign_head, bilinear, cosine, match
 
@@ -123,9 +123,9 @@ def test_both_ways_are_the_two_directions_together(rng: torch.Generator) -> None
 
 def test_draws_repeat_only_among_very_many(rng: torch.Generator) -> None:
     for count in (0, 3, 50, 5000):
-        picked = draw(count, 50, rng)
+        picked = pick(count, 50, rng)
         assert len(picked) == min(count, 50) == len(set(picked.tolist()))
-    many = draw(10_000, 50, rng)
+    many = pick(10_000, 50, rng)
     assert len(many) == 50 and int(many.min()) >= 0 and int(many.max()) < 10_000
 
 

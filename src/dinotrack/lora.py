@@ -130,6 +130,11 @@ class LoraVit(Refinement):
             raise DinotrackError("the ViT's tokens leave half precision's range; choose another layer or more blocks")
         self.tokens, self.shape = kept, shape
 
+    def compile_parts(self) -> None:
+        """The tuned blocks are what runs in a step."""
+        for block in self.tuned:
+            block.compile()
+
     def refine(
         self,
         raw: Float[Tensor, "b c h w"],

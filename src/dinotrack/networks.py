@@ -48,6 +48,10 @@ class Refinement(nn.Module):
     def prepare(self, frames: UInt8[Tensor, "t 3 h w"], *, progress: Progress = silent) -> None:
         """Compute what depends on the video's working frames but not on the parameters."""
 
+    def compile_parts(self) -> None:
+        """Let torch.compile speed up what `refine` runs; names of parameters stay."""
+        self.compile()
+
     def refine(
         self,
         raw: Float[Tensor, "b c h w"],

@@ -41,10 +41,10 @@ class PairSearch:
         """Random rows, at most so many of the foreground and so many of the background; no topping up (§5)."""
         kinds = ((foreground, self.points_foreground), (~foreground, self.points_background))
         rows = [(kind.nonzero().squeeze(1), most) for kind, most in kinds]
-        return torch.cat([row[draw(len(row), most, generator).to(row.device)] for row, most in rows])
+        return torch.cat([row[pick(len(row), most, generator).to(row.device)] for row, most in rows])
 
 
-def draw(count: int, most: int, generator: torch.Generator) -> Int[Tensor, " k"]:
+def pick(count: int, most: int, generator: torch.Generator) -> Int[Tensor, " k"]:
     """At most `most` random numbers below `count`: different ones, except of so many that a repetition is rare."""
     if count > 100 * most:
         return torch.randint(count, (most,), generator=generator)

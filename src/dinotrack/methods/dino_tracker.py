@@ -222,6 +222,7 @@ def load_dino_tracker(
         raise DinotrackError(f"{path} was fitted on backbone {about['backbone']}, not {dict(backbone.settings)}")
     delta, head = load_networks(content, path, backbone)
     frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]))
+    backbone = backbone.to(device)
     delta.prepare(frames, progress=progress)
-    raw = video_features(video, frames, backbone.to(device), cache or default_cache(), device=device, progress=progress)
+    raw = video_features(video, frames, backbone, cache or default_cache(), device=device, progress=progress)
     return assemble(raw.to(device), frames, delta.to(device), head.to(device), about, memory=memory, progress=progress)

@@ -32,7 +32,7 @@ def measured(scores: dict[str, Any], method: str, summary: dict[str, Any]) -> di
     """The figures of a finished run: scores of its own method, and the seconds that it took beyond preprocessing."""
     values = {name: value for name, value in plain(scores)[method].items() if name in MEASURES}
     seconds = {stage["name"]: stage["seconds"] for stage in summary["stages"]}
-    own = sum(value for name, value in seconds.items() if name in ("fit", "track", method))
+    own = sum(value for name, value in seconds.items() if name in ("fit", "track"))
     where = {name: summary["environment"][name] for name in ("commit", "hardware", "cpu_threads")}
     return {**{name: round(value, 4) for name, value in values.items()}, "seconds": round(own, 2), **where}
 

@@ -106,14 +106,25 @@ class Store(TensorStruct):
         kind = self.on_foreground == foreground
         chosen, eligible = available[:0], torch.zeros(0, dtype=torch.long)
         for _ in range(settings.draws):
-            chosen = (
-                available[torch.randperm(len(available), generator=generator)[: settings.frames_per_set]].sort().values
-            )
+            shuffled = available[torch.randperm(len(available), generator=generator)]
+            chosen = torch.cat([self.late_pair(generator), shuffled])
+            chosen = first_different(chosen, settings.frames_per_set).sort().values
             first, last = self.frames_on(chosen)
             eligible = torch.nonzero(kind & (last - first >= 2)).squeeze(1)
             if len(eligible) >= 2:
                 break
         return chosen, eligible
+
+    def late_pair(self, generator: torch.Generator) -> Int[Tensor, " k"]:
+        """Two frames between which refined pairs were searched last, drawn at random; none before the first search.
+
+        Searched frame pairs are random ones, so a set that begins with one is as random as any; but without this most sets of a
+        few frames of a long video would hold none, and the late losses nothing to learn from.
+        """
+        known = (self.refined.choices | self.cycle.choices).nonzero()
+        if not len(known):
+            return torch.zeros(0, dtype=torch.long)
+        return known[int(torch.randint(len(known), (), generator=generator))]
 
     def frames_on(self, chosen: Int[Tensor, " f"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """Of each tracklet, the numbers in sorted `chosen` of the first frame on it and of the first one past it."""
@@ -138,6 +149,12 @@ class Store(TensorStruct):
         source, target = on_device[first + a], on_device[first + b]
         xy = (self.tracklets.at(index, source), self.tracklets.at(index, target))
         return Pairs(source, target, *xy, torch.ones(count, device=index.device))
+
+
+def first_different(frames: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
+    """The first `count` different frames of a list."""
+    seen = list(dict.fromkeys(frames.tolist()))[:count]
+    return torch.tensor(seen, dtype=torch.long)
 
 
 def draw_frame_pairs(frames: Int[Tensor, " b"], count: int, generator: torch.Generator) -> list[tuple[int, int]]:

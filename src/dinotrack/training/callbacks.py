@@ -1,6 +1,7 @@
 """Callbacks: they decide when, and call a function."""
 
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
@@ -34,8 +35,10 @@ class RebuildPairs(L.Callback):
         frame_pairs: int | Literal["batch"] = 500,
         chunk: int = 8,
     ) -> None:
-        if every < 1 or (isinstance(frame_pairs, int) and frame_pairs < 1):
-            raise DinotrackError(f"rebuild: every={every}, frame_pairs={frame_pairs}: expected at least 1")
+        counts = {"every": every, "chunk": chunk, **({} if frame_pairs == "batch" else {"frame_pairs": frame_pairs})}
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise DinotrackError(f"rebuild: {name}={value}: expected a whole number of at least 1")
         if frame_pairs == "batch" and every != 1:
             raise DinotrackError(f"rebuild: frame_pairs=batch searches in each step; it needs every=1, not {every}")
         self.search, self.start, self.every, self.frame_pairs, self.chunk = search, start, every, frame_pairs, chunk
@@ -101,21 +104,30 @@ class Resumable(L.Callback):
     def __init__(self, path: Path, every: int = 500, settings: dict[str, Any] | None = None) -> None:
         self.path, self.every, self.settings = path, every, settings or {}
         self.signals = StopSignals()
+        self.saved_for: Signals | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.install()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        self.saved_for = self.signals.received
         last = trainer.global_step == trainer.max_steps
-        if self.signals.received or last or trainer.global_step % self.every == 0:
+        if self.saved_for or last or trainer.global_step % self.every == 0:
             save_resumable(trainer, self.path)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
-        stop = self.signals.received
-        if stop:  # only now: Lightning has logged the step that was saved
-            where = f"stopped by {stop.name} at step {trainer.global_step} of {trainer.max_steps}"
+        self.stop(trainer)  # only now: Lightning has logged the step that was saved
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.saved_for = self.signals.received  # the last step is always saved
+        self.stop(trainer)
+
+    def stop(self, trainer: L.Trainer) -> None:
+        """End the fit if a signal asked for it before the last saving; one that came since waits for the next."""
+        if self.saved_for:
+            where = f"stopped by {self.saved_for.name} at step {trainer.global_step} of {trainer.max_steps}"
             again = f"the same command with hydra.run.dir={self.path.parent} resume=true goes on from there"
-            raise Stopped(f"{where}; {again}", stop)
+            raise Stopped(f"{where}; {again}", self.saved_for)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.signals.remove()

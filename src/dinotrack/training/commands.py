@@ -27,7 +27,7 @@ from dinotrack.metrics import TapVidScores, mean_over_videos
 from dinotrack.progress import shown
 from dinotrack.structs import Tracks, Video, write_atomically
 from dinotrack.trackers import Tracker
-from dinotrack.training.ablations import TABLE, measured, row_of, row_path, settings_of, write_table
+from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
 from dinotrack.training.config import fixed_size, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import prepare, train
@@ -193,7 +193,7 @@ def ablate_command(config: DictConfig, folder: Path) -> None:
     table = Path(config.table)
     kept = row_path(table, row)
     settings = settings_of(config)
-    if kept.exists() and json.loads(kept.read_text()).get("settings") == settings:
+    if any(row_path(table, other) == kept and other.get("settings") == settings for other in read_rows(table)):
         say(f"{row['clip']} {row['ablation']} seed {row['seed']}: done before")
     else:
         scores = run_command(config, folder)
@@ -210,7 +210,7 @@ def trackers_of(
     if config.method.name not in UNFITTED:
         return fit_stages(config, folder, video, stages)
     save_config(config, folder)
-    with stages.stage(config.method.name):
+    with stages.stage("preprocess"):
         return None, unfitted_tracker(config, video, shown)
 
 

@@ -125,7 +125,9 @@ class VideoDataModule(L.LightningDataModule):
         # No workers: the store lives on the training device, and a callback's new tables must reach the next minibatch.
         # As long as the fit; of one that counts epochs, one is as long as the published fit.
         steps = self.trainer.max_steps if self.trainer is not None and self.trainer.max_steps > 0 else 10_000
-        return DataLoader(Minibatches(self, steps), batch_size=None, num_workers=0)
+        # A generator of its own: the loader would take a number from torch's, which a resumed fit has just been given back.
+        own = torch.Generator()
+        return DataLoader(Minibatches(self, steps), batch_size=None, num_workers=0, generator=own)
 
     def state_dict(self) -> dict[str, Any]:
         """The random state and the pairs that were found during the fit, as plain tensors."""

@@ -19,7 +19,7 @@ from dinotrack.errors import DinotrackError
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import Progress, shown, silent
 from dinotrack.structs import Video, hash_of
-from dinotrack.training.callbacks import Resumable, StepProgress
+from dinotrack.training.callbacks import RebuildPairs, Resumable, StepProgress
 from dinotrack.training.config import compose_config, make_data, make_module, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.modules import DinoTrackerModule
@@ -88,12 +88,14 @@ def train(
     module.delta.prepare(data.store.images, progress=progress)
     steps = config.steps if config.steps is not None else published_steps(len(data.video))
     if config.get("compile"):
-        module.delta.compile()
+        module.delta.compile_parts()
         module.head.compile()
     settings = resumable_settings(config, data, steps)
     resume = folder / RESUME if folder and config.get("resume") and (folder / RESUME).exists() else None
     before = read_resumable(resume, settings)["global_step"] if resume else 0
     callbacks: list[L.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
+    if not any(isinstance(callback, RebuildPairs) for callback in callbacks):
+        callbacks.append(RebuildPairs())  # as the module would, but before what saves its tables
     if folder:
         callbacks.append(Resumable(folder / RESUME, config.get("checkpoint_every", 500), settings))
     if progress is not silent:
@@ -122,6 +124,7 @@ def resumable_settings(config: DictConfig, data: VideoDataModule, steps: int) ->
         "size": list(data.store.features.size),
     }
     about |= {"backbone": identity(data.backbone.settings), "flow": data.flow.settings, "steps": steps}
+    about |= {"device": str(pick_device(config.device)), "precision": whole["trainer"]["precision"]}
     return flatten({**nested, **about})  # type: ignore[dict-item]
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dinotrack.equations import angle_prior, contrastive_loss, cubed, norm_prior, position_loss, unit
+from dinotrack.errors import DinotrackError
 from dinotrack.geometry import constant_scale, corners, nearest_cell, normalise
 from dinotrack.networks import TrackerHead
 from dinotrack.structs import Pairs
@@ -68,6 +69,10 @@ class LossTerm:
     reads: ClassVar[str] = ""
     """The table of `Store` that a callback must fill for the term, if any."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.start, str) or self.start < 0:
+            raise DinotrackError(f"start={self.start}: expected a step (a whole number) or a share of the run (0.5)")
+
     def begins(self, steps: int) -> int:
         """The 0-based step at which the term starts in a run of `steps` steps."""
         return first_step(self.start, steps)
@@ -124,7 +129,8 @@ class BestBuddyLoss(LossTerm):
     """L_dino-bb: weighted contrastive loss of DINO best buddies, its sum over `divisor` (§4, [C]; [P] divides by their number)."""
 
     weight: float = 25e-5
-    divisor: float = 700.0
+    divisor: float | None = 700.0
+    """None divides by the number of pairs [P]."""
     temperature: float = 0.1
 
     def pairs(self, step: Step) -> Pairs:
@@ -139,7 +145,7 @@ class BestBuddyLoss(LossTerm):
         if not len(pairs):
             return nothing(step)
         losses, cosines = both_ways(step, pairs, self.temperature)
-        return (self.trust(pairs, cosines) * losses).sum() / self.divisor
+        return (self.trust(pairs, cosines) * losses).sum() / (self.divisor or len(pairs))
 
 
 @dataclass
@@ -149,7 +155,7 @@ class RefinedBestBuddyLoss(BestBuddyLoss):
     reads: ClassVar[str] = "refined"
     weight: float = 5e-5
     start: int | float = 0.5
-    divisor: float = 900.0
+    divisor: float | None = 900.0
 
     def trust(self, pairs: Pairs, cosines: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         return cubed(cosines)

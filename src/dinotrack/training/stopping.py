@@ -46,7 +46,16 @@ class StopSignals:
 
 
 def save_resumable(trainer: L.Trainer, path: Path) -> None:
-    """Write the whole state of a fit, to a temporary name first, and what loggers still hold."""
+    """Write the whole state of a fit, to a temporary name first, and what loggers still hold.
+
+    Raises:
+        DinotrackError: when the fit has diverged; what was saved before stays.
+    """
+    module = trainer.lightning_module
+    if not all(parameter.isfinite().all() for parameter in module.parameters()):
+        raise DinotrackError(
+            f"the fit diverged before step {trainer.global_step}; lower method.module.lr, and start again"
+        )
     write_atomically(path, trainer.save_checkpoint)
     for logger in trainer.loggers:
         logger.save()
