@@ -237,11 +237,11 @@ def test_no_batch_of_a_long_video_is_without_a_searched_pair() -> None:
     known = Pairs(i, j, torch.zeros(9, 2), torch.zeros(9, 2), torch.ones(9))
     table = PairTable.build(Pairs.cat([known, known.flip()]), torch.zeros(18, dtype=torch.bool), searched)
     before, seen = draws(store, 200, frames_per_set=2), set()
-    for batch in draws(replace(store, cycle=table), 200, frames_per_set=2):
+    for batch in draws(replace(store, refined=table, cycle=table), 200, frames_per_set=2):
         assert len(batch.cycle) > 0 and 2 <= len(batch.frames) <= 4
-        seen |= {int(t) for t in batch.frames}
+        seen |= {int(t) for t in batch.frames[batch.cycle.source]}
     assert len(seen) == 18 and all(len(batch.cycle) == 0 for batch in before)
-    wide = draws(replace(store, cycle=table), 200)  # of four frames in a set two are any
+    wide = draws(replace(store, refined=table, cycle=table), 200)  # of four frames in a set two are any
     counts = torch.bincount(torch.cat([batch.frames for batch in wide]), minlength=200)
     assert (counts > 0).sum() > 190 and all(len(batch.cycle) > 0 for batch in wide)
 

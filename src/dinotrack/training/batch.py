@@ -9,6 +9,9 @@ from torch import Tensor
 from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable, TensorStruct, Tracklets
 
 
+NO_FRAMES = torch.zeros(0, dtype=torch.long)
+
+
 @dataclass(frozen=True)
 class Batch(TensorStruct):
     """Frames with what supervises them; `source` and `target` of the pairs number the batch's frames, not the video's."""
@@ -66,8 +69,9 @@ class Store(TensorStruct):
 
     def draw(self, settings: BatchSettings, generator: torch.Generator) -> Batch:
         """A minibatch by random numbers from `generator` (a CPU one)."""
-        foreground, on_foreground = self.frames_with_tracklets(True, settings, generator)
-        background, on_background = self.frames_with_tracklets(False, settings, generator)
+        late = self.late_pair(settings.every, generator)
+        foreground, on_foreground = self.frames_with_tracklets(True, settings, generator, late[:1])
+        background, on_background = self.frames_with_tracklets(False, settings, generator, late[1:])
         frames = torch.cat([foreground, background]).unique()
         half = settings.flow_pairs // 2
         of_flow = [
@@ -99,31 +103,35 @@ class Store(TensorStruct):
         )
 
     def frames_with_tracklets(
-        self, foreground: bool, settings: BatchSettings, generator: torch.Generator
+        self,
+        foreground: bool,
+        settings: BatchSettings,
+        generator: torch.Generator,
+        given: Int[Tensor, " g"] = NO_FRAMES,
     ) -> tuple[Int[Tensor, " f"], Int[Tensor, " k"]]:
-        """A random set of frames, sorted, and the tracklets of the class on which at least two of them lie."""
+        """A random set of frames with those `given`, sorted, and the tracklets of the class on which at least two of them lie."""
         available = torch.arange(0, len(self.images), settings.every)
         kind = self.on_foreground == foreground
         chosen, eligible = available[:0], torch.zeros(0, dtype=torch.long)
         for _ in range(settings.draws):
             shuffled = available[torch.randperm(len(available), generator=generator)]
-            chosen = torch.cat([self.late_pair(generator), shuffled])
-            chosen = first_different(chosen, settings.frames_per_set).sort().values
+            chosen = torch.cat([given, shuffled[~torch.isin(shuffled, given)]])[: settings.frames_per_set].sort().values
             first, last = self.frames_on(chosen)
             eligible = torch.nonzero(kind & (last - first >= 2)).squeeze(1)
             if len(eligible) >= 2:
                 break
         return chosen, eligible
 
-    def late_pair(self, generator: torch.Generator) -> Int[Tensor, " k"]:
-        """Two frames between which refined pairs were searched last, drawn at random; none before the first search.
+    def late_pair(self, every: int, generator: torch.Generator) -> Int[Tensor, " k"]:
+        """Two training frames between which refined pairs were searched last, drawn at random; none before the first search.
 
-        Searched frame pairs are random ones, so a set that begins with one is as random as any; but without this most sets of a
-        few frames of a long video would hold none, and the late losses nothing to learn from.
+        One goes into either set of frames. Searched frame pairs are random ones, so these sets are as random as any; but without
+        this most minibatches of a long video would hold no such pair, and the late losses would have nothing to learn from.
         """
-        known = (self.refined.choices | self.cycle.choices).nonzero()
+        searched = self.refined.choices | self.cycle.choices
+        known = searched[::every, ::every].nonzero() * every
         if not len(known):
-            return torch.zeros(0, dtype=torch.long)
+            return NO_FRAMES
         return known[int(torch.randint(len(known), (), generator=generator))]
 
     def frames_on(self, chosen: Int[Tensor, " f"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
@@ -149,12 +157,6 @@ class Store(TensorStruct):
         source, target = on_device[first + a], on_device[first + b]
         xy = (self.tracklets.at(index, source), self.tracklets.at(index, target))
         return Pairs(source, target, *xy, torch.ones(count, device=index.device))
-
-
-def first_different(frames: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
-    """The first `count` different frames of a list."""
-    seen = list(dict.fromkeys(frames.tolist()))[:count]
-    return torch.tensor(seen, dtype=torch.long)
 
 
 def draw_frame_pairs(frames: Int[Tensor, " b"], count: int, generator: torch.Generator) -> list[tuple[int, int]]:
