@@ -202,7 +202,6 @@ TABLES = {
         **{name: lambda name=name: table(name) for name in COLUMNS},
         "costs": costs,
         "ablations synthetic": lambda: ablations("synthetic"),
-        "ablations horsejump": lambda: ablations("horsejump"),
     },
 }
 

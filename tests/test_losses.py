@@ -4,12 +4,14 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from dinotrack import DinotrackError
 from dinotrack.structs import Grid, Pairs
 from dinotrack.training.batch import Batch
 from dinotrack.training.losses import (
@@ -138,7 +140,8 @@ def test_the_best_buddy_loss_is_a_weighted_sum(rng: torch.Generator) -> None:
     assert np.allclose(cosines, current_cosines(step, pairs), atol=1e-6) and not cosines.requires_grad
     expected = sum(float(w) * value for w, value in zip(pairs.weight, twins, strict=True))
     assert BestBuddyLoss()(step).item() == pytest.approx(expected / 700, rel=1e-4)
-    assert BestBuddyLoss(divisor=25.0)(step).item() == pytest.approx(expected / 25, rel=1e-4)
+    assert BestBuddyLoss(divisor=30.0)(step).item() == pytest.approx(expected / 30, rel=1e-4)
+    assert BestBuddyLoss(divisor=None)(step).item() == pytest.approx(expected / 25, rel=1e-4)  # [P]
     trust = [2 * max(s, 0.0) ** 3 for s in current_cosines(step, other)]  # of the current Φ, whatever the table says
     assert min(trust) == 0.0 < max(trust)
     expected = sum(w * v for w, v in zip(trust, contrastive_twin(step, other), strict=True))
@@ -281,6 +284,13 @@ def test_pairs_are_grouped_by_their_frames(rng: torch.Generator) -> None:
 )
 def test_a_term_starts_at_a_step_or_a_share_of_the_run(start: float, steps: int, first: int) -> None:
     assert FlowLoss(start=start).begins(steps) == first
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize("start", ["half", -1, -0.5])
+def test_a_start_without_sense_is_refused(start: Any) -> None:
+    with pytest.raises(DinotrackError, match=f"start={start}: expected a step"):
+        CycleLoss(start=start)
 
 
 def test_terms_count_from_their_start_on_with_their_weights(rng: torch.Generator) -> None:

@@ -152,7 +152,11 @@ def test_every_1_on_the_batchs_own_frame_pairs_fills_no_table(tmp_path: Path) ->
     assert all({"loss/rfn", "loss/cycle"} <= step for step in losses[4:])
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"frame_pairs": 0}, {"frame_pairs": "batch", "every": 5}])
+WRONG = [{"every": 0}, {"frame_pairs": 0}, {"frame_pairs": "batch", "every": 5}, {"frame_pairs": "all"}, {"chunk": 0}]
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize("wrong", WRONG)
 def test_intervals_without_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(DinotrackError, match="rebuild: "):
         RebuildPairs(**wrong)

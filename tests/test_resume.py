@@ -18,6 +18,7 @@ from dinotrack import DinotrackError, Video
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.errors import Stopped
 from dinotrack.methods.dino_tracker import DinoTracker
+from dinotrack.training.batch import Store
 from dinotrack.training.config import compose_config
 from dinotrack.training.fit import flatten, prepare, train
 from dinotrack.training.stopping import RESUME, StopSignals
@@ -45,7 +46,7 @@ class Meddle(L.Callback):
 
 
 def run(
-    folder: Path, video: Video, *overrides: str, meddle: Meddle | None = None, cache: Path | None = None
+    folder: Path, video: Video, *overrides: str, meddle: L.Callback | None = None, cache: Path | None = None
 ) -> DinoTracker:
     """A fit in `folder`, as the commands make it."""
     settings = [*TINY, f"cache_dir={cache or folder.parent / 'cache'}", "resume=true", *overrides]
@@ -68,8 +69,10 @@ def same(a: DinoTracker, b: DinoTracker) -> bool:
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
+    """Losses of each step; when a table was rebuilt, Lightning repeats its size in rows of its own choice."""
     with open(folder / "metrics.csv", newline="") as file:
-        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if value and not name.startswith("pairs/")} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,73 @@ def test_a_signal_stops_a_fit_between_two_steps(
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert same(run(folder, video), undisturbed[0])
     assert metrics(folder) == metrics(undisturbed[1])
+
+
+def test_a_signal_while_a_batch_is_drawn_waits_for_the_step(
+    undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, drawn = Store.draw, list[int]()
+
+    def interrupted(self: Store, *arguments: Any) -> Any:
+        drawn.append(1)
+        if len(drawn) == 6:  # of step 5, one past the last saving
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, *arguments)
+
+    monkeypatch.setattr(Store, "draw", interrupted)
+    with pytest.raises(Stopped, match="at step 6 of 12"):
+        run(tmp_path / "run", video)
+    assert torch.load(tmp_path / "run" / RESUME, weights_only=True)["global_step"] == 6
+    assert same(run(tmp_path / "run", video), undisturbed[0])
+
+
+def test_a_signal_in_the_last_step_stops_what_would_follow(
+    undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped, match="at step 12 of 12"):
+        run(tmp_path / "run", video, meddle=Meddle(11, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert same(run(tmp_path / "run", video), undisturbed[0])
+
+
+def test_what_draws_from_torchs_random_numbers_goes_on_with_the_same(video: Video, tmp_path: Path) -> None:
+    """Dropout of a LoRA fit, for one: the loader must not take a number that an undisturbed run would not."""
+    drawn: list[float] = []
+
+    class Draws(Meddle):
+        def on_before_optimizer_step(self, trainer: L.Trainer, *rest: Any) -> None:
+            drawn.append(float(torch.rand(())))
+            super().on_before_optimizer_step(trainer, *rest)
+
+    run(tmp_path / "whole", video, meddle=Draws(-1, fail))
+    whole = drawn.copy()
+    drawn.clear()
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", video, meddle=Draws(6, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    run(tmp_path / "run", video, meddle=Draws(-1, fail))
+    assert drawn == whole and len(whole) == 12
+
+
+def test_a_fit_without_the_configs_rebuild_resumes_at_a_rebuilding_step(video: Video, tmp_path: Path) -> None:
+    none = ["~callbacks.rebuild", "checkpoint_every=6"]  # the module's own search, from step 6 on
+    settings = [word for word in TINY if not word.startswith("callbacks")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "TINY", settings)
+        whole = run(tmp_path / "whole", video, *none)
+        with pytest.raises(RuntimeError):
+            run(tmp_path / "run", video, *none, meddle=Meddle(6, fail))
+        assert same(run(tmp_path / "run", video, *none), whole)
+
+
+def test_a_diverged_fit_does_not_overwrite_what_can_be_resumed(video: Video, tmp_path: Path) -> None:
+    class Spoil(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            if trainer.global_step == 8:
+                next(pl_module.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(DinotrackError, match=r"diverged .*lower method\.module\.lr"):
+        run(tmp_path / "run", video, meddle=Spoil())  # type: ignore[arg-type]
+    kept = torch.load(tmp_path / "run" / RESUME, weights_only=True)
+    assert kept["global_step"] <= 8 and all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
 def test_a_fit_may_be_stopped_again_and_again(

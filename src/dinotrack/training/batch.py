@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable, TensorStruct, Tracklets
 
-
 NO_FRAMES = torch.zeros(0, dtype=torch.long)
 
 
