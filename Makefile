@@ -21,7 +21,7 @@ demo: install  ## the main job on three synthetic videos, beside two baselines
 	$(BIN)/dinotrack demo
 
 test: install  ## the tests, at most 5 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=10
 
 check: install  ## formatting, lint, types, rooms
 	$(BIN)/ruff format --check .
@@ -30,7 +30,7 @@ check: install  ## formatting, lint, types, rooms
 	$(BIN)/lint-imports
 
 test-slow: install  ## what is too long for `make test`: the wheel in another environment, notebooks
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -n 2 -m slow --durations=10
 	$(BIN)/python -m pytest -o addopts=-ra --nbmake --nbmake-timeout=300 notebooks
 
 format: install  ## format and fix

@@ -100,7 +100,7 @@ def test_layers_and_facets_of_a_small_vit_step(
 
 def test_settings_of_another_refinement_are_named() -> None:
     lora = [*BASE, *RANDOM, "video=x", "ablation=lora"]
-    with pytest.raises(DinotrackError, match="Could not override"):
+    with pytest.raises(DinotrackError, match=r"\+method\.delta\.hidden"):
         compose_config("fit", overrides=[*lora, *HIDDEN])
     config = compose_config("fit", overrides=[*lora, "+method.delta.hidden=[4,8]"])
     with pytest.raises(DinotrackError, match=r"method\.delta: .*hidden.*remove that setting"):

@@ -113,8 +113,10 @@ def make_module(config: DictConfig, backbone: Backbone) -> DinoTrackerModule:
 
 def make_refinement(make: Callable[..., Refinement], backbone: Backbone) -> Refinement:
     """A refinement from its class with settings: Delta-DINO needs the backbone's channels, LoRA the backbone."""
-    wanted = inspect.signature(make).parameters
     try:
+        wanted = inspect.signature(make).parameters
         return make(backbone=backbone) if "backbone" in wanted else make(channels=backbone.channels)
-    except TypeError as error:  # a setting that an experiment made for another refinement
+    except DinotrackError:
+        raise
+    except (TypeError, ValueError) as error:  # a setting that an experiment made for another refinement
         raise DinotrackError(f"method.delta: {error}; remove that setting with ~method.delta.NAME") from error

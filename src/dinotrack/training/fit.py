@@ -105,6 +105,9 @@ def train(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+        warnings.filterwarnings(
+            "ignore", message=".*module\\(s\\) in eval mode at the start of training.*"
+        )  # LoRA's frozen parts
         # Ours is: what it draws is part of a checkpoint.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         kept = read_metrics(folder, before) if folder and before else []

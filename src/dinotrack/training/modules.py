@@ -133,7 +133,8 @@ class DinoTrackerModule(L.LightningModule):
         if (loss.is_cuda and self.global_step % every) or loss.isfinite():
             return
         wrong = (
-            ", ".join(f"{name} = {float(value)}" for name, value in terms.items() if not value.isfinite()) or "the sum"
+            ", ".join(f"{name} = {float(value.detach())}" for name, value in terms.items() if not value.isfinite())
+            or "the sum"
         )
         raise DinotrackError(
             f"the fit diverged at step {self.global_step}: {wrong}; lower method.module.lr, or start with another seed"
