@@ -202,6 +202,7 @@ TABLES = {
         **{name: lambda name=name: table(name) for name in COLUMNS},
         "costs": costs,
         "ablations synthetic": lambda: ablations("synthetic"),
+        "ablations horsejump": lambda: ablations("horsejump"),
     },
 }
 
