@@ -110,6 +110,20 @@ def test_flow_pairs_are_spread_over_tracklets_and_frames() -> None:
     assert not share[~off].any() and (share[off] - 1 / 12).abs().max() < 0.012
 
 
+def test_dropped_positions_supervise_nothing() -> None:
+    store = make_store(12)
+    known = positions(store.tracklets)
+    dropped = torch.arange(len(store.tracklets.xy)) % 3 == 1
+    store = replace(store, tracklets=replace(store.tracklets, dropped=dropped))
+    out = {tuple(xy) for xy in store.tracklets.xy[dropped].tolist()}
+    sizes = set()
+    for batch in draws(store, 10):
+        for xy in (*batch.flow.source_xy.tolist(), *batch.flow.target_xy.tolist()):
+            assert tuple(xy) in known and tuple(xy) not in out
+        sizes.add(len(batch.flow))
+    assert all(100 < size < 350 for size in sizes)  # about (2/3)² of 512
+
+
 @pytest.mark.parametrize("foreground", [0.0, 1.0])
 def test_one_kind_of_tracklets_gets_all_flow_pairs(foreground: float) -> None:
     batches = draws(make_store(foreground=foreground), 10)

@@ -200,6 +200,7 @@ def test_preprocessing_is_its_parts_and_happens_once(tmp_path: Path) -> None:
         ({"flow": Pan(step=0.5)}, {"tracklets", "best_buddies"}),
         ({"supervision": Supervision(gamma=100.0)}, {"tracklets", "best_buddies"}),
         ({"supervision": Supervision(gamma=99.0, gamma_long=40.0)}, {"tracklets", "best_buddies"}),
+        ({"supervision": Supervision(gamma=99.0, drift="drop")}, {"tracklets", "best_buddies"}),
         ({"supervision": Supervision(gamma=99.0, box=50.0)}, {"best_buddies"}),
         ({"supervision": Supervision(gamma=99.0, overlap=0.3)}, {"best_buddies"}),
         ({"supervision": Supervision(gamma=99.0, candidates=10)}, {"best_buddies"}),

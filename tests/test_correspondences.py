@@ -22,6 +22,7 @@ from dinotrack.correspondences import (
     searched_between,
     table_of,
 )
+from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracklets
 from twins import Point, ambiguity_twin, array, cosine, step_twin, within
@@ -180,6 +181,47 @@ def test_a_tracklet_ends_where_the_direct_flow_disagrees(gamma_long: float, rng:
     assert torch.equal(after.chained, before.length) and torch.equal(after.xy, before.xy)
     if gamma_long < 2:
         assert (after.length < after.chained).any() and (after.length == after.chained).any()
+
+
+@pytest.mark.parametrize("gamma_long", [2.5, 1.0, 0.3])
+def test_a_tracklet_loses_only_the_positions_that_drifted(gamma_long: float, rng: torch.Generator) -> None:
+    """[P]'s rule: later positions that agree with the direct flow again stay."""
+    flow, gamma = table_flow(rng, 0.6), 0.9
+    before = chain(*consecutive(flow), gamma=gamma)
+    after = limit_drift(before, numbered_frames(), flow, gamma=gamma, gamma_long=gamma_long, drift="drop")
+    flows = {key: array(value) for key, value in flow.flows.items()}
+    expected = []
+    for start, points in as_lists(before):
+        for k, at in enumerate(points):
+            if k < 2:
+                expected.append(False)
+                continue
+            first = (points[0][0], points[0][1])
+            there = step_twin(flows[start, start + k], first)
+            consistent = math.dist(step_twin(flows[start + k, start], there), first) < gamma
+            expected.append(consistent and within(there, HEIGHT, WIDTH) and math.dist(there, at) >= gamma_long)
+    assert after.dropped.tolist() == expected
+    assert torch.equal(after.length, before.length) and torch.equal(after.xy, before.xy)
+    ended = limit_drift(before, numbered_frames(), flow, gamma=gamma, gamma_long=gamma_long)
+    index, frame = rows_of(before)
+    inside_both = frame < ended.start[index] + ended.length[index]
+    assert after.supervises(index, frame)[inside_both].all() and ended.supervises(index, frame).all()
+    if gamma_long < 2:
+        assert after.supervises(index, frame)[~inside_both].any()  # positions that ending the chain costs
+
+
+def rows_of(tracklets: Tracklets) -> tuple[Tensor, Tensor]:
+    """Chain and frame of every position."""
+    chained = tracklets.chained.long()
+    index = torch.arange(len(tracklets)).repeat_interleave(chained)
+    return index, torch.arange(len(index)) - tracklets.offset[index] + tracklets.start[index]
+
+
+@pytest.mark.usefixtures("unguarded")
+def test_another_drift_rule_is_refused() -> None:
+    tracklets = chain(torch.zeros(1, 2, 4, 6), torch.zeros(1, 2, 4, 6))
+    with pytest.raises(DinotrackError, match="drift='stop' is neither 'end' nor 'drop'"):
+        limit_drift(tracklets, numbered_frames(2), TableFlow({}), drift="stop")  # type: ignore[arg-type]
 
 
 def test_the_drift_check_only_asks_for_frames_that_a_tracklet_spans() -> None:

@@ -1,6 +1,8 @@
 """Supervision of a fit (method §3): optical-flow tracklets and DINO best buddies, vectorised over points."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -14,6 +16,7 @@ from dinotrack.equations import (
     forward_backward_error,
     unit,
 )
+from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres, constant_scale, inside, look_up, nearest_cell
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.progress import Progress, silent
@@ -96,14 +99,21 @@ def limit_drift(
     *,
     gamma: float = 1.5,
     gamma_long: float = 2.5,
+    drift: Literal["end", "drop"] = "end",
     progress: Progress = silent,
 ) -> Tracklets:
-    """End each tracklet where the direct flow from its first frame disagrees with it by `gamma_long` pixels or more (§3, [C]).
+    """Take out of tracklets what the direct flow from their first frame disagrees with by `gamma_long` pixels or more (§3).
 
-    The direct flow counts where it is itself cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some
-    tracklet spans are computed.
+    `drift` says what: all from there on [C], or that position alone [P]. The direct flow counts where it is itself
+    cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some tracklet spans are computed.
+
+    Raises:
+        DinotrackError: for another `drift`.
     """
+    if drift not in ("end", "drop"):
+        raise DinotrackError(f"drift={drift!r} is neither 'end' nor 'drop'")
     length, device = tracklets.length.clone(), tracklets.xy.device
+    dropped = torch.zeros(len(tracklets.xy) if drift == "drop" else 0, dtype=torch.bool, device=device)
     # Chains that start together are in one slice, because they are numbered by their first frame.
     edges = torch.arange(len(frames) + 1, dtype=tracklets.start.dtype, device=device)
     bounds = torch.searchsorted(tracklets.start.contiguous(), edges).tolist()
@@ -117,8 +127,11 @@ def limit_drift(
             landed, error = forward_backward_error(direct, back, tracklets.at(group, torch.full_like(group, i)))
             apart = (landed - tracklets.at(group, torch.full_like(group, j))).norm(dim=1)
             drifted = (error < gamma) & inside(landed, tracklets.size) & (apart >= gamma_long)
-            length[group[drifted]] = j - i
-    return Tracklets(tracklets.start, length, tracklets.chained, tracklets.xy, tracklets.size)
+            if drift == "end":
+                length[group[drifted]] = j - i
+            else:
+                dropped[tracklets.offset[group[drifted]] + j - i] = True
+    return replace(tracklets, length=length, dropped=dropped)
 
 
 def build_tracklets(
@@ -127,6 +140,7 @@ def build_tracklets(
     *,
     gamma: float = 1.5,
     gamma_long: float = 2.5,
+    drift: Literal["end", "drop"] = "end",
     scale: bool = True,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
@@ -140,7 +154,7 @@ def build_tracklets(
     forward, backward = consecutive_flows(frames, flow, progress)
     chained = chain(forward, backward, gamma=gamma * factor, progress=progress)
     limits = {"gamma": gamma * factor, "gamma_long": gamma_long * factor}
-    return limit_drift(chained, frames, flow, **limits, progress=progress).to("cpu")
+    return limit_drift(chained, frames, flow, **limits, drift=drift, progress=progress).to("cpu")
 
 
 def nearest_last_frames(

@@ -1,12 +1,12 @@
 """The networks that are fitted to a video: Delta-DINO (Eq. 1) and the tracker head with its CNN refiner (Eq. 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from dinotrack.equations import similarity
@@ -194,11 +194,18 @@ class TrackerHead(nn.Module):
             hidden = hidden * within[:, None, 1:-1, 1:-1]
         return F.conv2d(hidden, normalised_kernel(second.weight), second.bias, padding=padding).squeeze(1)
 
+    @torch.no_grad()
+    def over_refined(self, maps: Float[Tensor, "n h w"], reduce: Callable[[Tensor], Tensor]) -> Shaped[Tensor, " n"]:
+        """`reduce` of the whole refined maps, without gradient, some maps at a time: on a CPU as many as its cache holds."""
+        bytes_per_map = 4 * self.settings["hidden"] * maps.shape[1] * maps.shape[2]
+        at_once = max(1, int((2**28 if maps.is_cuda else 2**21) / bytes_per_map))
+        return torch.cat([reduce(self.refined(part)) for part in maps.split(at_once)])
+
     def forward(self, similarities: Float[Tensor, "n h w"], grid: Grid, scale: float = 1.0) -> Float[Tensor, "n 2"]:
         """Raster positions at working resolution from unclamped cosines; `scale` multiplies the radius R (§0)."""
         maps = similarities.float().clamp(min=0)
-        full = self.refined(maps) if self.refine and self.peak == "refined" else None
-        peak = (maps if full is None else full).flatten(1).argmax(1)
+        whole = self.refine and self.peak == "refined"
+        peak = self.over_refined(maps, argmax) if whole else argmax(maps)
         radius = self.radius * scale
         cells, inside = neighbourhood(peak, maps.shape[1:], window(radius, grid.stride), 2 if self.refine else 0)
         patch = maps.flatten(1).gather(1, cells.flatten(1)).view(cells.shape) * inside
@@ -228,9 +235,19 @@ class TrackerHead(nn.Module):
         inner = logits.softmax(1)
         if self.fallback == "normalised":
             return inner
-        total = (logits.logsumexp(1) - self.refined(maps).flatten(1).logsumexp(1)).exp()
+        total = (logits.logsumexp(1) - self.over_refined(maps, logsumexp)).exp()
         uniform = disc / disc.sum(1, keepdim=True)
         return torch.where((total < smallest)[:, None], uniform, inner)
+
+
+def argmax(maps: Float[Tensor, "n h w"]) -> Int[Tensor, " n"]:
+    """Cell of the highest value of each map."""
+    return maps.flatten(1).argmax(1)
+
+
+def logsumexp(maps: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
+    """Logarithm of the softmax's denominator of each map."""
+    return maps.flatten(1).logsumexp(1)
 
 
 def neighbourhood(

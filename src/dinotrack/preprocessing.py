@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, UInt8
@@ -32,6 +33,8 @@ class Supervision:
     """Forward-backward limit γ_of of the flow."""
     gamma_long: float = 2.5
     """Drift limit γ_lng; the paper has 2, its code 2.5."""
+    drift: Literal["end", "drop"] = "end"
+    """A chain that drifts ends there [C], or loses only the positions that drifted [P]."""
     box: float = 60.0
     """Side of the boxes of non-maximum suppression."""
     overlap: float = 0.2
@@ -107,7 +110,12 @@ def preprocess(
     common = {"device": device, "chunk": chunk, "progress": progress}
     features = video_features(video, frames, backbone, cache, **common)
     shape = list(frames.shape[2:])
-    of_flow = {"gamma": supervision.gamma, "gamma_long": supervision.gamma_long, "scale": supervision.scale_constants}
+    of_flow = {
+        "gamma": supervision.gamma,
+        "gamma_long": supervision.gamma_long,
+        "drift": supervision.drift,
+        "scale": supervision.scale_constants,
+    }
     key_flow = {"flow": flow.settings, "size": shape, **of_flow}
     tracklets = build_or_load(
         Tracklets,

@@ -176,6 +176,8 @@ class Tracklets(TensorStruct):
     xy: Float[Tensor, "p 2"]
     """Positions of all chains one after the other, `chained` of each."""
     size: tuple[int, int]
+    dropped: Bool[Tensor, " q"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """Positions that the drift check took out of their chain [P], as rows of `xy`; empty where chains end instead [C]."""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -188,6 +190,12 @@ class Tracklets(TensorStruct):
     def at(self, index: Int[Tensor, " k"], frame: Int[Tensor, " k"]) -> Float[Tensor, "k 2"]:
         """Positions of chains `index` at `frame`, which must lie on them."""
         return self.xy[self.offset[index] + frame - self.start[index]]
+
+    def supervises(self, index: Int[Tensor, " k"], frame: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
+        """Whether the drift check left in the positions of chains `index` at `frame`, which must lie on them."""
+        if not len(self.dropped):
+            return torch.ones_like(index, dtype=torch.bool)
+        return ~self.dropped[self.offset[index] + frame - self.start[index]]
 
 
 @dataclass(frozen=True)

@@ -158,9 +158,6 @@ class FeatureTracker:
         """Π: where each wanted feature is in `frame`, at working resolution."""
         values = self.features.values[frame]
         height, width = values.shape[1:]
-        # Three maps a row; a refiner that sees whole maps holds its hidden channels twice more.
-        whole = self.head.refine and (self.head.fallback == "published" or self.head.peak == "refined")
-        maps = 3 + (2 * self.head.settings["hidden"] if whole else 0)
-        rows = max(1, int(self.memory / 2 / (4 * maps * height * width)))
+        rows = max(1, int(self.memory / 2 / (4 * 3 * height * width)))  # three maps a row
         chunks = [self.head.find(part, values, self.features.grid, self._scale) for part in wanted.split(rows)]
         return torch.cat(chunks) if chunks else wanted.new_zeros(0, 2)

@@ -142,7 +142,10 @@ class Store(TensorStruct):
     def flow_pairs(
         self, chosen: Int[Tensor, " f"], eligible: Int[Tensor, " k"], count: int, generator: torch.Generator
     ) -> Pairs:
-        """Pairs of positions on random eligible tracklets: two different chosen frames, in a random direction."""
+        """Pairs of positions on random eligible tracklets: two different chosen frames, in a random direction.
+
+        Where the drift check dropped single positions [P], pairs that have one are left out.
+        """
         if not len(eligible):
             return Pairs.empty(self.images.device)
         u = torch.rand(3, count, generator=generator).to(self.images.device)
@@ -155,7 +158,8 @@ class Store(TensorStruct):
         on_device = chosen.to(index.device)
         source, target = on_device[first + a], on_device[first + b]
         xy = (self.tracklets.at(index, source), self.tracklets.at(index, target))
-        return Pairs(source, target, *xy, torch.ones(count, device=index.device))
+        kept = self.tracklets.supervises(index, source) & self.tracklets.supervises(index, target)
+        return Pairs(source, target, *xy, torch.ones(count, device=index.device))[kept]
 
 
 def draw_frame_pairs(frames: Int[Tensor, " b"], count: int, generator: torch.Generator) -> list[tuple[int, int]]:
