@@ -137,9 +137,10 @@ def ablations(clip: str) -> str:
         name = row["ablation"].replace("_", " ")
         lines.append(f"| {'**full**' if name == 'full' else name} | " + " | ".join(cells) + " |")
     about = rows[0]
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
     lines += [
         "",
-        f"({about['runs']} seeds each; commit {about['commit']}; {about['hardware']}, {about['cpu_threads']} thread a run)",
+        f"({about['runs']} seeds each; commit {commits}; {about['hardware']}, {about['cpu_threads']} thread a run)",
     ]
     return "\n".join(lines)
 
