@@ -12,8 +12,8 @@ from torch import Tensor
 
 import dinotrack.trackers
 from dinotrack.data import open_synthetic
+from dinotrack.data.queries import sample_queries
 from dinotrack.equations import trajectory_agreement
-from dinotrack.metrics import sample_queries
 from dinotrack.training.ablations import mean_and_error
 from dinotrack.training.commands import video_of
 from dinotrack.training.config import compose_config

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dinotrack.data.queries import sample_queries
 from dinotrack.errors import DinotrackError
 from dinotrack.metrics import (
     THRESHOLDS,
@@ -12,7 +13,6 @@ from dinotrack.metrics import (
     badja_metrics,
     mean_over_videos,
     occlusion_rate,
-    sample_queries,
     tapvid_metrics,
 )
 

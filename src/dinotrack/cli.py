@@ -18,11 +18,14 @@ HYDRA_COMMANDS = {
     "track": "track queries with the checkpoint of a fit",
     "import": "make a checkpoint of weights that the published code fitted",
     "ablate": "the table of baselines and ablations, by a multirun",
+    "evaluate": "a benchmark's clips, predicted to disk and scored; with -m a clip a job",
     "demo": "run on three synthetic videos and compare with two baselines",
 }
 TOOLS = {
     "render": "draw tracks over their video",
     "export": "write a checkpoint as the two files of the published code",
+    "score": "score the predictions of dinotrack evaluate again, and lay methods side by side",
+    "make-benchmark": "write our synthetic benchmark as TAP-Vid's files",
 }
 
 USAGE = """dinotrack {version}: track any point through a video, trained at test time on that one video
@@ -36,6 +39,7 @@ commands:
   dinotrack run video=clip.mp4 experiment=cpu_small  without a GPU and without weights
   dinotrack fit video=frames/ masks=masks/           the fit alone
   dinotrack track checkpoint=runs/.../tracker.ckpt queries=points.csv
+  dinotrack evaluate benchmark=synthetic experiment=demo method=raw_features
   dinotrack fit -m video=clip.mp4 losses.best_buddy.weight=1e-4,25e-5
 
 `dinotrack COMMAND --help` lists a command's config groups and settings, `--cfg job` prints its whole config.
@@ -52,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command in HYDRA_COMMANDS:
         hydra_command(command, rest)
     elif command in TOOLS:
-        sys.exit(plainly(lambda: {"render": render, "export": export}[command](rest)))
+        tools = {"render": render, "export": export, "score": score, "make-benchmark": make_benchmark}
+        sys.exit(plainly(lambda: tools[command](rest)))
     else:
         sys.exit(f"dinotrack: there is no command {command!r}; there are {', '.join([*HYDRA_COMMANDS, *TOOLS])}")
 
@@ -92,6 +97,10 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
     sys.argv = [f"dinotrack {command}", *(["--multirun"] if sweep else []), *rest]
     try:
         folder = str(config_folder())
+        if command == "evaluate" and {"-m", "--multirun"} & set(rest):
+            from dinotrack.training.evaluating import one_clip_a_job
+
+            sys.argv[1:] = one_clip_a_job(rest)
     except DinotrackError as error:
         sys.exit(f"dinotrack: {error}")
     hydra.main(version_base="1.3", config_path=folder, config_name=command)(task)()
@@ -186,4 +195,42 @@ def export(rest: Sequence[str]) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
     for path in export_checkpoint(options.checkpoint, options.folder, options.iteration):
+        print(path)
+
+
+def score(rest: Sequence[str]) -> None:
+    """`dinotrack score FOLDER... [--output NAME]`."""
+    parser = argparse.ArgumentParser(prog="dinotrack score", description=TOOLS["score"])
+    parser.add_argument(
+        "folders", type=Path, nargs="+", help="folders of dinotrack evaluate; each gets scores.csv and .md"
+    )
+    parser.add_argument("--output", type=Path, help="write the table of all folders as OUTPUT.csv and OUTPUT.md too")
+    options = parser.parse_args(rest)
+
+    from dinotrack.scoreboard import compare
+
+    compare(options.folders, options.output)
+
+
+def make_benchmark(rest: Sequence[str]) -> None:
+    """`dinotrack make-benchmark FOLDER [--format davis] [--subset four] [--jpeg]`."""
+    parser = argparse.ArgumentParser(prog="dinotrack make-benchmark", description=TOOLS["make-benchmark"])
+    parser.add_argument("folder", type=Path, help="where the files go")
+    parser.add_argument(
+        "--format",
+        choices=("davis", "list", "shards", "all"),
+        default="all",
+        help="a dict as TAP-Vid-DAVIS, a list as RGB-Stacking, shards as Kinetics; default: all three",
+    )
+    parser.add_argument("--subset", choices=("all", "four"), default="all", help="twelve clips, or one of each kind")
+    parser.add_argument(
+        "--jpeg", action="store_true", help="frames of the shards as JPEG bytes; the pixels change a little"
+    )
+    options = parser.parse_args(rest)
+
+    from dinotrack.data.synthetic_benchmark import FORMATS, write_benchmark
+    from dinotrack.progress import shown
+
+    formats = FORMATS if options.format == "all" else (options.format,)
+    for path in write_benchmark(options.folder, formats, options.subset, jpeg=options.jpeg, progress=shown):
         print(path)

@@ -1,7 +1,7 @@
 """Score trackers on a clip with ground truth; a method is handed in as a tracker."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,17 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dinotrack.correspondences import consecutive_flows
-from dinotrack.data.badja import badja_queries, foreground_areas, read_badja
+from dinotrack.data.badja import badja_truth, read_badja
+from dinotrack.data.queries import sample_queries
 from dinotrack.data.synthetic import Clip
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import rescale
 from dinotrack.methods.flow_chain import FlowChainTracker
 from dinotrack.methods.raw_features import raw_feature_tracker
-from dinotrack.metrics import BadjaScores, TapVidScores, badja_metrics, sample_queries, tapvid_metrics
+from dinotrack.metrics import BadjaScores, TapVidScores, badja_metrics, tapvid_metrics
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import FeatureMap, Video
+from dinotrack.structs import FeatureMap, PointTruth, Tracks, Video
 from dinotrack.trackers import Tracker, VisibilityRule
 
 BADJA_SIZE = (854, 480)
@@ -50,23 +51,34 @@ def baselines(
     }
 
 
-def score_clip(
-    trackers: Mapping[str, Tracker], clip: Clip, mode: str = "strided", *, progress: Progress = silent
-) -> dict[str, TapVidScores]:
-    """TAP-Vid's scores (§7) of each tracker on a clip whose tracks are known."""
+def score_tracks(truth: PointTruth, tracks: Tracks) -> TapVidScores | BadjaScores:
+    """The scores (§7) of tracks of the truth's queries: BADJA's where it has foreground areas, TAP-Vid's otherwise.
+
+    Raises:
+        DinotrackError: for tracks of other queries or frames.
+    """
+    if len(tracks) != len(truth) or (len(truth.frames) and tracks.xy.shape[1] <= int(truth.frames.max())):
+        raise DinotrackError(
+            f"{len(tracks)} tracks of {tracks.xy.shape[1]} frames for {len(truth)} queries and frames up to "
+            f"{int(truth.frames.max())}; predict them again"
+        )
+    xy = rescale(tracks.xy[:, truth.frames].double(), tracks.size, truth.size)
+    if len(truth.areas):
+        asked = truth.queries[:, 0].long()
+        return badja_metrics(xy, truth.xy, truth.visible, truth.areas, truth.frames, asked)
+    visible = tracks.visible[:, truth.frames]
+    return tapvid_metrics(truth.queries, truth.xy, truth.visible, xy, visible, truth.size, truth.mode)
+
+
+def truth_of_clip(clip: Clip, mode: str = "strided") -> PointTruth:
+    """TAP-Vid's queries (§7) of a clip whose tracks are known, and their answers."""
     queries, index = sample_queries(clip.xy, clip.visible, mode)
-    truth = (clip.xy[index], clip.visible[index])
-    scores = {}
-    for name, tracker in trackers.items():
-        tracks = tracker.track(queries.float(), progress=progress)
-        scores[name] = tapvid_metrics(queries, *truth, tracks.xy, tracks.visible, clip.video.size, mode)
-    return scores
+    frames = torch.arange(clip.xy.shape[1])
+    return PointTruth(queries, clip.xy[index], clip.visible[index], frames, torch.zeros(0), clip.video.size, mode)
 
 
-def score_joints(
-    trackers: Mapping[str, Tracker], video: Video, joints_file: str | Path, *, progress: Progress = silent
-) -> dict[str, BadjaScores]:
-    """BADJA's scores (§7) of each tracker on a video with masks, at 854×480 whatever the video's size.
+def truth_of_joints(video: Video, joints_file: str | Path) -> PointTruth:
+    """BADJA's joints (§7) of a video with masks, at 854×480 whatever the video's size.
 
     Raises:
         DinotrackError: for an unreadable file, a video without masks, or annotated frames that it does not have.
@@ -79,15 +91,14 @@ def score_joints(
             f"{joints_file} annotates frames {int(joints.frames.min())} to {int(joints.frames.max())}; "
             f"{video.path} has {video.start} to {video.start + len(video) - 1}; give the whole video"
         )
-    queries, rows = badja_queries(joints)
-    areas = foreground_areas(video.masks, joints.frames - video.start, size=BADJA_SIZE)
-    truth = (joints.xy[rows], joints.visible[rows], areas, joints.frames, queries[:, 0].long())
-    own = torch.cat([queries[:, :1] - video.start, rescale(queries[:, 1:], BADJA_SIZE, video.size)], 1).float()
-    scores = {}
-    for name, tracker in trackers.items():
-        xy = tracker.track(own, progress=progress).xy[:, joints.frames - video.start]
-        scores[name] = badja_metrics(rescale(xy.to(joints.xy), video.size, BADJA_SIZE), *truth)
-    return scores
+    # Frames are counted from the first that was loaded, which is the one that does not count.
+    return badja_truth(replace(joints, frames=joints.frames - video.start), video.masks, BADJA_SIZE)
+
+
+def predict(tracker: Tracker, truth: PointTruth, size: tuple[int, int], *, progress: Progress = silent) -> Tracks:
+    """Tracks of the truth's queries, by a tracker of a video of (W, H) `size`."""
+    xy = rescale(truth.queries[:, 1:].double(), truth.size, size)
+    return tracker.track(torch.cat([truth.queries[:, :1].double(), xy], 1).float(), progress=progress)
 
 
 def plain(scores: Mapping[str, TapVidScores | BadjaScores]) -> dict[str, dict[str, Any]]:

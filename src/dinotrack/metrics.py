@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import rescale
+from dinotrack.structs import check_mode
 
 THRESHOLDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """TAP-Vid's distances in pixels at 256x256."""
@@ -45,27 +46,6 @@ class BadjaScores:
 S = TypeVar("S", TapVidScores, BadjaScores)
 
 
-def sample_queries(
-    gt_xy: Float[Tensor, "n t 2"], gt_visible: Bool[Tensor, "n t"], mode: str = "strided", stride: int = 5
-) -> tuple[Float[Tensor, "m 3"], Int[Tensor, " m"]]:
-    """TAP-Vid's queries (t, x, y) and the track of each, ordered by frame (§7).
-
-    `strided`: at frames 0, `stride`, 2 · `stride`, … for each track visible there; `first`: one a track, where it is
-    first visible. Tracks that are not visible there, or never, have none.
-
-    Raises:
-        DinotrackError: for an unknown mode or a stride below 1.
-    """
-    _check_mode(mode)
-    if stride < 1:
-        raise DinotrackError(f"stride={stride}; queries need a stride of 1 or more")
-    asked = gt_visible.cumsum(1).eq(1) & gt_visible if mode == "first" else torch.zeros_like(gt_visible)
-    if mode == "strided":
-        asked[:, ::stride] = gt_visible[:, ::stride]
-    frame, track = asked.T.nonzero().unbind(1)
-    return torch.cat([frame[:, None].to(gt_xy), gt_xy[track, frame]], 1), track
-
-
 def tapvid_metrics(
     queries: Float[Tensor, "n 3"],
     gt_xy: Float[Tensor, "n t 2"],
@@ -86,7 +66,7 @@ def tapvid_metrics(
     Raises:
         DinotrackError: for an unknown mode, or predictions and ground truth that do not match.
     """
-    _check_mode(mode)
+    check_mode(mode)
     _check_shapes(gt_xy, pred_xy, pred_visible)
     frame, asked = torch.arange(gt_xy.shape[1], device=gt_xy.device), queries[:, :1].round()
     evaluated = frame > asked if mode == "first" else frame != asked
@@ -167,11 +147,6 @@ def _distance(
 
 def _thresholds(thresholds: Sequence[float], like: Tensor) -> Float[Tensor, " d"]:
     return torch.tensor(thresholds, dtype=torch.float64, device=like.device)
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in ("strided", "first"):
-        raise DinotrackError(f"mode={mode!r}; choose strided or first")
 
 
 def _check_shapes(gt_xy: Tensor, *others: Tensor) -> None:

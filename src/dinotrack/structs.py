@@ -309,3 +309,58 @@ class Tracks(TensorStruct):
     def __getitem__(self, index: Any) -> "Tracks":
         parts = {name: getattr(self, name)[index] for name in ("queries", "xy", "visible", "confidence")}
         return replace(self, **parts)
+
+
+def check_mode(mode: str) -> None:
+    """Let pass the two ways in which TAP-Vid chooses queries (method §7).
+
+    Raises:
+        DinotrackError: for any other.
+    """
+    if mode not in ("strided", "first"):
+        raise DinotrackError(f"mode={mode!r}; choose strided or first")
+
+
+@dataclass(frozen=True)
+class PointTruth(TensorStruct):
+    """What tracks of a clip's queries are scored against: row n answers query n, columns are the annotated `frames`."""
+
+    queries: Float[Tensor, "n 3"]
+    """(t, x, y) rows, in pixels of `size`."""
+    xy: Float[Tensor, "n f 2"]
+    """Raster positions, without meaning where not visible."""
+    visible: Bool[Tensor, "n f"]
+    frames: Int[Tensor, " f"]
+    areas: Float[Tensor, " a"]
+    """Foreground area of each annotated frame in pixels of `size`: BADJA's scores; empty for TAP-Vid's."""
+    size: tuple[int, int]
+    """(W, H) of the video as it is tracked."""
+    mode: str
+    """How TAP-Vid's queries were chosen: strided or first."""
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode)
+        rows, columns = len(self.queries), len(self.frames)
+        if self.xy.shape[:2] != (rows, columns) or self.visible.shape != (rows, columns):
+            raise DinotrackError(
+                f"ground truth of {tuple(self.xy.shape)} positions and {tuple(self.visible.shape)} visibilities "
+                f"for {rows} queries and {columns} frames"
+            )
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, index: Any) -> "PointTruth":
+        return replace(self, queries=self.queries[index], xy=self.xy[index], visible=self.visible[index])
+
+
+NO_TRUTH = PointTruth(
+    torch.zeros(0, 3),
+    torch.zeros(0, 0, 2),
+    torch.zeros(0, 0, dtype=torch.bool),
+    torch.zeros(0, dtype=torch.long),
+    torch.zeros(0),
+    (1, 1),
+    "strided",
+)
+"""Of a video without ground truth."""

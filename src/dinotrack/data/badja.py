@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dinotrack.data.benchmarks import BenchmarkClip, choose, files_of, in_frame, plain_name, resized
+from dinotrack.data.video import frame_numbers, load_video
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import rescale
+from dinotrack.structs import PointTruth
 
 SCORED_JOINTS = (8, 9, 10, 12, 13, 14, 15, 18, 19, 20, 22, 23, 24, 25, 28, 31, 32, 33, 35, 36)
 """The 20 of a file's 37 joints, numbered from 0, that the benchmark scores."""
@@ -110,3 +113,69 @@ def _read_entry(entry: Any, json_path: str | os.PathLike[str]) -> tuple[int, lis
             "expected a name that ends in the frame's number, and one visibility a joint"
         )
     return int(number[0]), places, flags
+
+
+class Badja:
+    """BADJA (Biggs et al., ACCV 2018): annotation files beside folders of frames and masks, found by patterns with {name}.
+
+    The patterns are relative to `path`. Tracked and scored at (W, H) `size`; joints are stored at `source_size` (§7).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        joints: str = "joint_annotations/{name}.json",
+        frames: str = "DAVIS/JPEGImages/Full-Resolution/{name}",
+        masks: str = "DAVIS/Annotations/Full-Resolution/{name}",
+        size: tuple[int, int] = (854, 480),
+        source_size: tuple[int, int] = (1920, 1080),
+    ) -> None:
+        for what, pattern in (("joints", joints), ("frames", frames), ("masks", masks)):
+            if pattern.count("{name}") != 1:
+                raise DinotrackError(f"benchmark.{what}={pattern}; expected a path with {{name}} in it once")
+        self.path, self.joints, self.frames, self.masks = Path(path), joints, frames, masks
+        self.size, self.source_size = (int(size[0]), int(size[1])), (int(source_size[0]), int(source_size[1]))
+
+    def names(self) -> list[str]:
+        before, after = self.joints.split("{name}")
+        found = files_of(self.path, self.joints.replace("{name}", "*"), "the folder of BADJA")
+        texts = [file.relative_to(self.path).as_posix() for file in found]
+        return [plain_name(text[len(before) : len(text) - len(after)], str(self.path)) for text in texts]
+
+    def open(self, name: str) -> BenchmarkClip:
+        choose(name, self.names(), str(self.path))
+        joints_file, frames, masks = (
+            self.path / pattern.replace("{name}", name) for pattern in (self.joints, self.frames, self.masks)
+        )
+        video = load_video(frames, masks)
+        joints = read_badja(joints_file, self.size, self.source_size)
+        truth = badja_truth(renumbered(joints, frame_numbers(frames), joints_file), video.masks, self.size)
+        return BenchmarkClip(name, resized(video, self.size), truth)
+
+
+def badja_truth(joints: BadjaJoints, masks: Bool[Tensor, "t h w"], size: tuple[int, int]) -> PointTruth:
+    """Queries where joints are first visible and their positions in the annotated frames; frame numbers are rows of `masks`.
+
+    Raises:
+        DinotrackError: for a frame without a mask.
+    """
+    queries, rows = badja_queries(joints)
+    areas = foreground_areas(masks, joints.frames, size=size)
+    on_frame = torch.cat([queries[:, :1], in_frame(queries[:, 1:], size)], 1)
+    return PointTruth(on_frame, joints.xy[rows], joints.visible[rows], joints.frames, areas, size, "first")
+
+
+def renumbered(joints: BadjaJoints, numbers: Sequence[int], json_path: str | os.PathLike[str]) -> BadjaJoints:
+    """The joints with their frames counted from 0, of a video whose frames' files bear these numbers.
+
+    Raises:
+        DinotrackError: for an annotated frame that the video does not have.
+    """
+    place = {number: index for index, number in enumerate(numbers)}
+    missing = [number for number in joints.frames.tolist() if number not in place]
+    if missing:
+        raise DinotrackError(
+            f"{json_path} annotates frame {missing[0]}; the video has {len(numbers)}, {numbers[0]} to {numbers[-1]}"
+        )
+    return replace(joints, frames=torch.tensor([place[number] for number in joints.frames.tolist()]))

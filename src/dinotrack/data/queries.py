@@ -1,4 +1,4 @@
-"""Queries (t, x, y) from a grid, a file or a list, and the check at the door of every tracker."""
+"""Queries (t, x, y) from a grid, a file or a list, or of ground truth as TAP-Vid asks them."""
 
 import csv
 import math
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import look_up
-from dinotrack.structs import Video
+from dinotrack.structs import Video, check_mode
 from dinotrack.trackers import check_queries
 
 COLUMNS = ("t", "x", "y")
@@ -48,6 +48,27 @@ def read_queries(spec: QuerySpec, video: Video, *, frame: int = 0, masked: bool 
         raise DinotrackError(f"no queries in {str(spec)[:80]!r}; {EXPECTED}")
     check_queries(queries, len(video), video.size)
     return queries
+
+
+def sample_queries(
+    gt_xy: Float[Tensor, "n t 2"], gt_visible: Bool[Tensor, "n t"], mode: str = "strided", stride: int = 5
+) -> tuple[Float[Tensor, "m 3"], Int[Tensor, " m"]]:
+    """TAP-Vid's queries (t, x, y) and the track of each, ordered by frame (§7).
+
+    `strided`: at frames 0, `stride`, 2 · `stride`, … for each track visible there; `first`: one a track, where it is
+    first visible. Tracks that are not visible there, or never, have none.
+
+    Raises:
+        DinotrackError: for an unknown mode or a stride below 1.
+    """
+    check_mode(mode)
+    if stride < 1:
+        raise DinotrackError(f"stride={stride}; queries need a stride of 1 or more")
+    asked = gt_visible.cumsum(1).eq(1) & gt_visible if mode == "first" else torch.zeros_like(gt_visible)
+    if mode == "strided":
+        asked[:, ::stride] = gt_visible[:, ::stride]
+    frame, track = asked.T.nonzero().unbind(1)
+    return torch.cat([frame[:, None].to(gt_xy), gt_xy[track, frame]], 1), track
 
 
 def _grid(text: str, video: Video, frame: int, masked: bool) -> Float[Tensor, "n 3"]:

@@ -42,22 +42,27 @@ def synthetic_clip(
     points: int = 64,
     look_alikes: bool = False,
     motion: float = 1.0,
+    bend: float = 1.0,
+    hidden: float = 0.31,
     illumination: float = 0.1,
     noise: float = 0.008,
 ) -> Clip:
     """A video of (W, H) `size` with exact tracks of `points` points, two thirds on objects, the rest on the background.
 
     Objects move by about 3 % of the long side a frame, the background by 0.5 %, times `motion`; in more than 24 frames slower,
-    so that they travel no farther. Points of one object go behind the occluder for about 30 % of the clip and come out again.
-    `look_alikes` gives that object and another the same texture. `illumination` is the largest change of a frame's gain,
-    `noise` the standard deviation of the sensor noise; both as shares of the full range.
+    so that they travel no farther. Points of one object go behind the occluder for about the share `hidden` of the clip and come
+    out again; `bend` multiplies how far objects bend. `look_alikes` gives that object and another the same texture.
+    `illumination` is the largest change of a frame's gain, `noise` the standard deviation of the sensor noise; both as shares of
+    the full range.
 
     Raises:
-        DinotrackError: for fewer than 2 frames, a side below 16 pixels, a negative number, or points that cannot be placed.
+        DinotrackError: for fewer than 2 frames, a side below 16 pixels, a negative number, `hidden` above 0.6, or points that
+            cannot be placed.
     """
-    _check(frames, size, points, motion, illumination, noise)
+    amounts = {"points": points, "motion": motion, "bend": bend, "hidden": hidden}
+    _check(frames, size, {**amounts, "illumination": illumination, "noise": noise})
     rng = np.random.default_rng(seed)
-    layers = _scene(rng, frames, size, look_alikes, motion)
+    layers = _scene(rng, frames, size, look_alikes, motion, bend, hidden)
     uv, depth = _choose_points(rng, layers, size, frames, points)
     xy, visible = _tracks(layers, uv, depth, size)
     pictures, masks = _render(layers, frames, size)
@@ -66,27 +71,32 @@ def synthetic_clip(
     return Clip(video, xy.float(), visible, depth)
 
 
-def _check(frames: int, size: tuple[int, int], points: int, motion: float, illumination: float, noise: float) -> None:
+def _check(frames: int, size: tuple[int, int], amounts: dict[str, float]) -> None:
     if frames < 2 or min(size) < 16:
         raise DinotrackError(
             f"a synthetic clip of {frames} frames of {size[0]}x{size[1]}; it needs 2 or more of at least 16x16"
         )
-    if points < 0 or min(motion, illumination, noise) < 0:
-        raise DinotrackError(
-            f"points={points}, motion={motion}, illumination={illumination}, noise={noise}: none may be negative; use 0"
-        )
+    if min(amounts.values()) < 0 or amounts["hidden"] > 0.6:
+        given = ", ".join(f"{name}={value}" for name, value in amounts.items())
+        raise DinotrackError(f"{given}: none may be negative, use 0; and hidden at most 0.6")
 
 
 def _scene(
-    rng: np.random.Generator, frames: int, size: tuple[int, int], look_alikes: bool, motion: float
+    rng: np.random.Generator,
+    frames: int,
+    size: tuple[int, int],
+    look_alikes: bool,
+    motion: float,
+    bend: float = 1.0,
+    hidden: float = 0.31,
 ) -> list[Layer]:
     """The layers, topmost first. Time runs over [-1/2, 1/2] in 24 frames or more, over a part of it in fewer."""
     span = min(motion * min(1.0, (frames - 1) / 23), 1.2)
     time = torch.linspace(-0.5, 0.5, frames, dtype=torch.float64) * span
     count = int(rng.integers(2, 4))
     hues = rng.uniform() + 0.618 * np.arange(count + 2)  # far from each other: the golden ratio
-    occluder = _occluder(rng, time, span, size, hues[0])
-    blobs = [_blob(rng, time, size, hues[2 + index], occluder, index) for index in range(count)]
+    occluder = _occluder(rng, time, span, size, hues[0], hidden)
+    blobs = [_blob(rng, time, size, hues[2 + index], occluder, index, bend) for index in range(count)]
     if look_alikes:
         blobs[1] = replace(blobs[1], texture=blobs[0].texture)
     return [occluder, *blobs, _background(rng, time, size, hues[1])]
@@ -103,7 +113,7 @@ def _occluder(
     span: float,
     size: tuple[int, int],
     hue: float,
-    hidden: float = 0.31,
+    hidden: float,
 ) -> Layer:
     """A wavy bar across the long side, as wide as the occluded object travels in the share `hidden` of the clip."""
     long, short = max(size), min(size)
@@ -123,7 +133,13 @@ def _occluder(
 
 
 def _blob(
-    rng: np.random.Generator, time: Float[Tensor, " t"], size: tuple[int, int], hue: float, occluder: Layer, index: int
+    rng: np.random.Generator,
+    time: Float[Tensor, " t"],
+    size: tuple[int, int],
+    hue: float,
+    occluder: Layer,
+    index: int,
+    bend: float,
 ) -> Layer:
     """A smooth shape that travels, turns, grows and bends; number 0 passes behind the occluder."""
     radius = min(0.095 * max(size), 0.2 * min(size)) if index == 0 else min(0.145 * max(size), 0.25 * min(size))
@@ -138,7 +154,7 @@ def _blob(
         _on_frame(along, across, size),
         rng.uniform(0, 6) + rng.choice([-1, 1]) * rng.uniform(0.4, 0.9) * time,
         torch.exp(0.15 * torch.sin(4 * time + rng.uniform(0, 6))),
-        radius * rng.uniform(0.08, 0.16) * torch.sin(6 * time + rng.uniform(0, 6)),
+        bend * radius * rng.uniform(0.08, 0.16) * torch.sin(6 * time + rng.uniform(0, 6)),
         rng.uniform(1.5, 2.5) / radius,
         rng.uniform(0, 6),
     )

@@ -116,6 +116,13 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(files, key=_natural)
 
 
+def frame_numbers(folder: str | os.PathLike[str]) -> list[int]:
+    """The number that each frame of a folder bears at the end of its name; counted from 0 where one has none, or two the same."""
+    found = [re.search(r"(\d+)$", file.stem) for file in _pictures(Path(folder))]
+    numbers = [int(match[1]) for match in found if match]
+    return numbers if len(set(numbers)) == len(found) else list(range(len(found)))
+
+
 def _natural(file: Path) -> tuple[list[str | int], str]:
     """Sorting key by which frame2 comes before frame10."""
     parts = re.split(r"(\d+)", file.stem.lower())

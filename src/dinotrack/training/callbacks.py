@@ -11,6 +11,7 @@ from dinotrack.errors import DinotrackError, Stopped
 from dinotrack.progress import make_bar
 from dinotrack.refined_pairs import PairSearch
 from dinotrack.training.losses import first_step
+from dinotrack.training.midway import score_module, spread
 from dinotrack.training.rebuild import rebuilt_tables
 from dinotrack.training.stopping import StopSignals, save_resumable
 
@@ -68,6 +69,34 @@ class RebuildPairs(L.Callback):
         tables = rebuilt_tables(data.store, *networks, self.search, data.generator, pl_module.losses.reads, **sizes)
         data.replace_tables(**tables)
         pl_module.log_dict({f"pairs/{name}": float(len(table)) for name, table in tables.items()})
+
+
+class TapVidMetrics(L.Callback):
+    """Every `every` steps, the scores (§7) of the networks as they are, on at most `queries` queries of the video's ground truth.
+
+    Logs tapvid/delta_avg, oa and aj, each also as the best so far, for BADJA's joints badja/delta_seg and delta_3px. A video
+    without ground truth has none. The fit is what it is without this callback.
+    """
+
+    def __init__(self, every: int = 1000, queries: int = 64) -> None:
+        for name, value in {"every": every, "queries": queries}.items():
+            if not isinstance(value, int) or value < 1:
+                raise DinotrackError(f"tapvid metrics: {name}={value}: expected a whole number of at least 1")
+        self.every, self.queries, self.best = every, queries, dict[str, float]()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: "DinoTrackerModule", *_: Any) -> None:  # type: ignore[override]
+        data = pl_module.data
+        if not len(data.truth) or trainer.global_step % self.every:
+            return
+        scores = score_module(pl_module, data, spread(data.truth, self.queries))
+        self.best |= {name: max(value, self.best.get(name, value)) for name, value in scores.items()}
+        pl_module.log_dict(scores | {f"{name}_best": self.best[name] for name in scores})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = dict(state_dict["best"])
 
 
 class StepProgress(L.Callback):

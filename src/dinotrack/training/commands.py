@@ -15,6 +15,7 @@ from rich.console import Console
 from dinotrack.backbones import Backbone, build_backbone
 from dinotrack.cache import default_cache
 from dinotrack.data import SYNTHETIC, open_described, open_video
+from dinotrack.data.benchmarks import BenchmarkClip
 from dinotrack.data.export import save_csv, save_npz
 from dinotrack.data.queries import read_queries
 from dinotrack.data.video import load_masks
@@ -25,13 +26,15 @@ from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_
 from dinotrack.methods.published import PUBLISHED_SIZE, import_published
 from dinotrack.metrics import TapVidScores, mean_over_videos
 from dinotrack.progress import shown
-from dinotrack.structs import Tracks, Video, write_atomically
+from dinotrack.scoreboard import CSV, MARKDOWN, compare, finished
+from dinotrack.structs import NO_TRUTH, PointTruth, Tracks, Video, write_atomically
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
 from dinotrack.training.config import fixed_size, pick_device
 from dinotrack.training.datamodules import VideoDataModule
+from dinotrack.training.evaluating import predict_clips, published_tracker
 from dinotrack.training.fit import prepare, train
-from dinotrack.training.scoring import check_truth, is_synthetic, score, score_table, verdict
+from dinotrack.training.scoring import score, score_table, truth_of, verdict
 from dinotrack.training.stages import Stages
 from dinotrack.training.unfitted import UNFITTED, unfitted_tracker
 from dinotrack.visualization import render_overlay
@@ -92,15 +95,15 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     video, stages = video_of(config), Stages()
     queries = queries_of(config, video)
     check_method(config.interpolate)
-    check_truth(config, video)
-    data, tracker = trackers_of(config, folder, video, stages)
+    truth = truth_of(config, video)
+    data, tracker = trackers_of(config, folder, video, stages, truth)
     with stages.stage("track"):
         tracks = tracker.track(queries, progress=shown)
     write_tracks(tracks, video, folder, config, stages)
     scores: dict[str, Any] = {}
-    if is_synthetic(video) or config.truth:
+    if len(truth):
         with stages.stage("score"):
-            scores = score(config, video, tracker, data)
+            scores = score(config, truth, video, tracker, data)
         write_json(folder / "metrics.json", plain(scores))
         Console().print(score_table(scores, "On this video"))
     found = counts(data) if data else {}
@@ -203,21 +206,41 @@ def ablate_command(config: DictConfig, folder: Path) -> None:
     say(f"table: {table / TABLE}")
 
 
+def evaluate_command(config: DictConfig, _: Path) -> None:
+    """Predict the clips of a benchmark that are not done yet, then score all that are."""
+    folder = Path(config.folder)
+
+    def make(clip: BenchmarkClip, place: Path, stages: Stages) -> Tracker:
+        if config.benchmark.published_weights:
+            with stages.stage("load"):
+                return published_tracker(config, clip)
+        return trackers_of(config, place, clip.video, stages, clip.truth)[1]
+
+    try:
+        predict_clips(config, folder, make, save_config, say)
+    finally:
+        if finished(folder):
+            compare([folder])
+            say(f"{folder / CSV} has every clip, {folder / MARKDOWN} the tables")
+
+
 def trackers_of(
-    config: DictConfig, folder: Path, video: Video, stages: Stages
+    config: DictConfig, folder: Path, video: Video, stages: Stages, truth: PointTruth = NO_TRUTH
 ) -> tuple[VideoDataModule | None, Tracker]:
     """The tracker that `method=` names, and the data that it was fitted to, if it was."""
     if config.method.name not in UNFITTED:
-        return fit_stages(config, folder, video, stages)
+        return fit_stages(config, folder, video, stages, truth)
     save_config(config, folder)
     with stages.stage("preprocess"):
         return None, unfitted_tracker(config, video, shown)
 
 
-def fit_stages(config: DictConfig, folder: Path, video: Video, stages: Stages) -> tuple[VideoDataModule, DinoTracker]:
+def fit_stages(
+    config: DictConfig, folder: Path, video: Video, stages: Stages, truth: PointTruth = NO_TRUTH
+) -> tuple[VideoDataModule, DinoTracker]:
     """Preprocess and fit, measured; writes config and checkpoint."""
     with stages.stage("preprocess"):
-        data = prepare(config, video, shown)
+        data = prepare(config, video, shown, truth)
     say(describe_data(data))
     save_config(config, folder)
     with stages.stage("fit"):

@@ -16,7 +16,7 @@ from dinotrack.backbones import Backbone
 from dinotrack.errors import DinotrackError
 from dinotrack.networks import Refinement
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import Video
+from dinotrack.structs import NO_TRUTH, PointTruth, Video
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.modules import DinoTrackerModule
 
@@ -62,7 +62,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def make_data(config: DictConfig, video: Video, progress: Progress = silent) -> VideoDataModule:
+def make_data(
+    config: DictConfig, video: Video, progress: Progress = silent, truth: PointTruth = NO_TRUTH
+) -> VideoDataModule:
     """The data module of a config."""
     return VideoDataModule(
         video,
@@ -76,6 +78,7 @@ def make_data(config: DictConfig, video: Video, progress: Progress = silent) -> 
         seed=config.seed,
         device=pick_device(config.device),
         progress=progress,
+        truth=truth,
     )
 
 

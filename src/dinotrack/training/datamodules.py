@@ -14,7 +14,7 @@ from dinotrack.geometry import look_up, resize_masks, working_size
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.preprocessing import Preprocessed, Supervision, preprocess
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import PairTable, Video
+from dinotrack.structs import NO_TRUTH, PairTable, PointTruth, Video
 from dinotrack.training.batch import Batch, BatchSettings, Store
 
 
@@ -38,7 +38,8 @@ class Minibatches(Dataset[Batch]):
 class VideoDataModule(L.LightningDataModule):
     """Preprocesses a video through the cache, then draws minibatches on the training device (method §5).
 
-    `resolution` is the long side of the working frames; `size` = (W, H) fixes both sides instead.
+    `resolution` is the long side of the working frames; `size` = (W, H) fixes both sides instead. `truth` is never trained on:
+    callbacks score the fit against it.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class VideoDataModule(L.LightningDataModule):
         seed: int = 0,
         device: torch.device | str = "cpu",
         progress: Progress = silent,
+        truth: PointTruth = NO_TRUTH,
     ) -> None:
         super().__init__()
         self.video, self.backbone, self.flow = video, backbone, flow
@@ -62,7 +64,7 @@ class VideoDataModule(L.LightningDataModule):
         self.resolution, self.size = resolution, size
         self.supervision, self.batch = supervision, batch
         self.generator = torch.Generator().manual_seed(seed)
-        self.device, self.progress = device, progress
+        self.device, self.progress, self.truth = device, progress, truth
         self.store: Store
 
     @property

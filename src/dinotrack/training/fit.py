@@ -18,7 +18,7 @@ from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import Progress, shown, silent
-from dinotrack.structs import Video, hash_of
+from dinotrack.structs import NO_TRUTH, PointTruth, Video, hash_of
 from dinotrack.training.callbacks import RebuildPairs, Resumable, StepProgress
 from dinotrack.training.config import compose_config, make_data, make_module, pick_device
 from dinotrack.training.datamodules import VideoDataModule
@@ -54,15 +54,19 @@ def fit(
     return train(config, data, show)
 
 
-def prepare(config: DictConfig, video: Video, progress: Progress = silent) -> VideoDataModule:
+def prepare(
+    config: DictConfig, video: Video, progress: Progress = silent, truth: PointTruth = NO_TRUTH
+) -> VideoDataModule:
     """Preprocess a video through the cache, once the config is known to make networks that fit it.
+
+    `truth` is for callbacks that score the fit.
 
     Raises:
         DinotrackError: for settings that do not fit the video, before anything is computed.
     """
     if config.steps is not None and config.steps < 0:
         raise DinotrackError(f"steps={config.steps}: expected at least 1, or 0 to leave the networks as they start")
-    data = make_data(config, video, progress)
+    data = make_data(config, video, progress, truth)
     make_module(config, data.backbone).delta.check_size(data.working_size)
     data.setup("fit")
     if not len(data.store.best_buddies):

@@ -12,6 +12,7 @@ from torch import Tensor
 from dinotrack.errors import DinotrackError
 from dinotrack.methods.dino_tracker import DinoTracker, Refinement, assemble, describe
 from dinotrack.networks import DeltaDino, TrackerHead
+from dinotrack.progress import Progress
 from dinotrack.refined_pairs import PairSearch
 from dinotrack.trackers import VisibilityRule
 from dinotrack.training.batch import Batch
@@ -143,17 +144,16 @@ class DinoTrackerModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dinotrack"] = self.description
 
-    def tracker(self, data: VideoDataModule, *, memory: float = 1e9) -> DinoTracker:
-        """The fitted tracker of the data module's video, on the data module's device.
+    def tracker(self, data: VideoDataModule, *, memory: float = 1e9, progress: Progress | None = None) -> DinoTracker:
+        """The fitted tracker of the data module's video, on the data module's device; its networks are the module's.
 
         Lightning takes the module back to the CPU when a fit ends; here it goes where the data is.
         """
         self.to(data.device)
         store = data.store.to(self.device)
         networks = (self.delta.eval(), self.head.eval())
-        return assemble(
-            store.features, store.images, *networks, self.describe(data), memory=memory, progress=data.progress
-        )
+        shown = data.progress if progress is None else progress
+        return assemble(store.features, store.images, *networks, self.describe(data), memory=memory, progress=shown)
 
 
 def idle_terms(losses: LossTerms, callbacks: Sequence[L.Callback], steps: int) -> list[str]:

@@ -8,10 +8,11 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from dinotrack.data import SYNTHETIC, open_synthetic
-from dinotrack.evaluation import baselines, score_clip, score_joints
+from dinotrack.evaluation import baselines, predict, score_tracks, truth_of_clip, truth_of_joints
 from dinotrack.metrics import BadjaScores, TapVidScores
 from dinotrack.progress import shown
-from dinotrack.structs import Video
+from dinotrack.scoreboard import LABELS
+from dinotrack.structs import NO_TRUTH, PointTruth, Video
 from dinotrack.trackers import Tracker
 from dinotrack.training.config import pick_device
 from dinotrack.training.datamodules import VideoDataModule
@@ -23,22 +24,23 @@ def is_synthetic(video: Video) -> bool:
     return video.path.startswith(SYNTHETIC)
 
 
-def check_truth(config: DictConfig, video: Video) -> None:
-    """Read ground truth before the long part of a run, so that a wrong file fails at once."""
+def truth_of(config: DictConfig, video: Video) -> PointTruth:
+    """The ground truth of a run's video, before its long part, so that a wrong file fails at once; empty where there is none."""
     if config.truth:
-        score_joints({}, video, config.truth)
+        return truth_of_joints(video, config.truth)
+    if is_synthetic(video):
+        return truth_of_clip(open_synthetic(video.path, start=video.start, stop=video.start + len(video)))
+    return NO_TRUTH
 
 
 def score(
-    config: DictConfig, video: Video, tracker: Tracker, data: VideoDataModule | None
-) -> dict[str, TapVidScores] | dict[str, BadjaScores]:
+    config: DictConfig, truth: PointTruth, video: Video, tracker: Tracker, data: VideoDataModule | None
+) -> dict[str, TapVidScores | BadjaScores]:
     """A method's tracker against the ground truth of the run, beside both baselines where it was fitted to `data`."""
     trackers: dict[str, Tracker] = beside(config, data) if data and config.baselines else {}
     trackers[config.method.name] = tracker
-    if is_synthetic(video):
-        clip = open_synthetic(video.path, start=video.start, stop=video.start + len(video))
-        return score_clip(trackers, clip, progress=shown)
-    return score_joints(trackers, video, config.truth, progress=shown)
+    tracked = {name: predict(each, truth, video.size, progress=shown) for name, each in trackers.items()}
+    return {name: score_tracks(truth, tracks) for name, tracks in tracked.items()}
 
 
 def beside(config: DictConfig, data: VideoDataModule) -> dict[str, Tracker]:
@@ -58,13 +60,10 @@ def score_table(scores: Any, title: str) -> Table:
     """Scores of each method as a table; per-threshold lists are left to the JSON file."""
     kinds = next(iter(scores.values()))
     columns = [f.name for f in fields(kinds) if isinstance(getattr(kinds, f.name), float)]
-    table = Table("method", *(NICE.get(column, column) for column in columns), title=title)
+    table = Table("method", *(LABELS.get(column, column) for column in columns), title=title)
     for name, values in scores.items():
         table.add_row(NAMES.get(name, name), *(f"{getattr(values, column):.1f}" for column in columns))
     return table
-
-
-NICE = {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ", "delta_seg": "δ_seg", "delta_3px": "δ_3px"}
 
 
 def verdict(means: dict[str, TapVidScores]) -> list[str]:

@@ -1,0 +1,202 @@
+"""From the folder of an evaluation to its tables: predictions and ground truth lie there, scoring again costs nothing."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dinotrack.benchmark_metrics import flattened
+from dinotrack.data.export import load_npz
+from dinotrack.errors import DinotrackError
+from dinotrack.evaluation import score_tracks
+from dinotrack.metrics import occlusion_rate
+from dinotrack.structs import PointTruth, write_atomically
+
+TRACKS, TRUTH, SUMMARY = "tracks.npz", "truth.safetensors", "summary.json"
+"""What a finished clip has in its folder; the summary is written last."""
+CSV, MARKDOWN = "scores.csv", "scores.md"
+GROUPS = ("low", "middle", "high")
+"""Thirds of the clips by their occlusion rate ([P] Fig. 6)."""
+ABOUT = ("benchmark", "method", "clip", "mode", "size", "frames", "queries", "occlusion", "group")
+COST = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "commit", "hardware", "config")
+LABELS = {
+    "delta_avg": "δ_avg",
+    "oa": "OA",
+    "aj": "AJ",
+    "delta_seg": "δ_seg",
+    "delta_3px": "δ_3px",
+    "delta_seg_later": "δ_seg later",
+    "delta_3px_later": "δ_3px later",
+}
+HEADLINE = tuple(LABELS)
+"""The scores that a table shows; the CSV has all."""
+
+
+def finished(folder: Path) -> list[Path]:
+    """Folders of the clips that were predicted, sorted by name."""
+    return sorted(path.parent for path in folder.glob(f"*/{SUMMARY}"))
+
+
+def clip_row(folder: Path) -> dict[str, Any]:
+    """Scores and cost of one clip.
+
+    Raises:
+        DinotrackError: for files that are missing or damaged, naming the folder to delete.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_text())
+        about, environment, stages = summary["evaluation"], summary["environment"], summary["stages"]
+        cost = {
+            "seconds": round(sum(stage["seconds"] for stage in stages), 2),
+            "peak_memory_mb": max(stage["peak_memory_mb"] for stage in stages),
+            "peak_gpu_memory_mb": max(stage["peak_gpu_memory_mb"] for stage in stages),
+            "commit": environment["commit"],
+            "hardware": environment["hardware"],
+            "config": f"{folder.name}/config.yaml",
+        }
+        named = {name: about[name] for name in ("benchmark", "method", "clip")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DinotrackError(f"{folder / SUMMARY} is damaged ({error}); delete {folder} to predict it again") from error
+    truth, tracks = PointTruth.load(folder / TRUTH), load_npz(folder / TRACKS)
+    return {
+        **named,
+        "mode": truth.mode,
+        "size": f"{truth.size[0]}x{truth.size[1]}",
+        "frames": tracks.xy.shape[1],
+        "queries": len(truth),
+        "occlusion": round(100 * occluded_share(truth), 2),
+        **flattened(score_tracks(truth, tracks)),
+        **cost,
+    }
+
+
+def occluded_share(truth: PointTruth) -> float:
+    """Mean occlusion rate of the clip's tracks, each counted once however often it is queried; NaN of none."""
+    answers = torch.cat([truth.visible[..., None].double(), truth.xy.double() * truth.visible[..., None]], -1)
+    tracks = answers.nan_to_num(0.0).flatten(1).unique(dim=0)
+    return float(occlusion_rate(tracks.view(-1, len(truth.frames), 3)[..., 0] > 0).mean()) if len(truth) else math.nan
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """A row for each finished clip, with its third by occlusion rate.
+
+    Raises:
+        DinotrackError: when no clip is finished, or one is damaged.
+    """
+    rows = [clip_row(path) for path in finished(folder)]
+    if not rows:
+        raise DinotrackError(f"{folder} has no predictions; make them with dinotrack evaluate folder={folder}")
+    order = sorted(range(len(rows)), key=lambda index: (rows[index]["occlusion"], rows[index]["clip"]))
+    for place, index in enumerate(order):
+        rows[index]["group"] = GROUPS[3 * place // len(rows)] if len(rows) >= 3 else ""
+    return rows
+
+
+def means_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row: means over clips of every score, without the clips where it is NaN, and what they cost."""
+    own = {*ABOUT, *COST}
+    scores = [name for name in rows[0] if name not in own]
+    first = rows[0]
+    line: dict[str, Any] = {name: first[name] for name in ("benchmark", "method", "mode")} | {"clips": len(rows)}
+    line |= {name: mean([row[name] for row in rows if name in row]) for name in scores}
+    line["seconds"] = mean([row["seconds"] for row in rows])
+    line |= {name: max(row[name] for row in rows) for name in ("peak_memory_mb", "peak_gpu_memory_mb")}
+    return line | {name: " / ".join(sorted({row[name] for row in rows})) for name in ("commit", "hardware")}
+
+
+def mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def by_group(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The means of each third by occlusion rate; none of fewer than three clips."""
+    parts = {group: [row for row in rows if row["group"] == group] for group in GROUPS}
+    return [
+        {"group": group, "occlusion": mean([row["occlusion"] for row in part]), **means_of(part)}
+        for group, part in parts.items()
+        if part
+    ]
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV: what they are about, all scores to four places, what they cost."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [
+        *(name for name in ABOUT if name in names),
+        *(name for name in names if name not in (*ABOUT, *COST)),
+        *(name for name in COST if name in names),
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: rounded(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def headline(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Column titles and cells of a table of means: `names`, then the scores, the seconds a clip and the peak memory."""
+    scores = [name for name in HEADLINE if any(name in row for row in rows)]
+    titles = [*names, *(LABELS[name] for name in scores), "s a clip", "peak MB"]
+    cells = [
+        [
+            *(f"{row[name]:.1f}" if isinstance(row[name], float) else str(row[name]) for name in names),
+            *(f"{row[name]:.1f}" if name in row and not math.isnan(row[name]) else "–" for name in scores),
+            f"{row['seconds']:.1f}",
+            f"{max(row['peak_memory_mb'], row['peak_gpu_memory_mb']):.0f}",
+        ]
+        for row in rows
+    ]
+    return titles, cells
+
+
+def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ["---"] * len(titles), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_scores(folder: Path) -> list[dict[str, Any]]:
+    """Score what is in the folder of an evaluation, and write scores.csv and scores.md there; the rows.
+
+    Raises:
+        DinotrackError: as `rows_of` does, or when they cannot be written.
+    """
+    rows = rows_of(folder)
+    parts = [markdown(*headline([means_of(rows)], ("benchmark", "method", "clips")))]
+    if groups := by_group(rows):
+        parts.append("By occlusion rate, a third of the clips each:\n\n")
+        parts[-1] += markdown(*headline(groups, ("group", "occlusion", "clips")))
+    parts.append(markdown(*headline(rows, ("clip", "frames", "queries", "occlusion"))))
+    write_atomically(folder / CSV, lambda name: name.write_text(as_csv(rows)))
+    write_atomically(folder / MARKDOWN, lambda name: name.write_text("\n".join(parts)))
+    return rows
+
+
+def compare(folders: Sequence[Path], output: Path | None = None) -> None:
+    """Score folders and print one table of their means, a line each; with `output` write output.csv and output.md as well.
+
+    Raises:
+        DinotrackError: as `write_scores` does.
+    """
+    rows = [write_scores(folder) for folder in folders]
+    titles, cells = headline([means_of(each) for each in rows], ("benchmark", "method", "clips"))
+    table = Table(*titles)
+    for line in cells:
+        table.add_row(*line)
+    Console().print(table)
+    if output is not None:
+        every = [row for each in rows for row in each]
+        write_atomically(output.with_name(f"{output.name}.csv"), lambda path: path.write_text(as_csv(every)))
+        write_atomically(output.with_name(f"{output.name}.md"), lambda path: path.write_text(markdown(titles, cells)))
