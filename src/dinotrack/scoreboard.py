@@ -79,9 +79,11 @@ def clip_row(folder: Path) -> dict[str, Any]:
 
 def occluded_share(truth: PointTruth) -> float:
     """Mean occlusion rate of the clip's tracks, each counted once however often it is queried; NaN of none."""
+    if not len(truth):
+        return math.nan
     answers = torch.cat([truth.visible[..., None].double(), truth.xy.double() * truth.visible[..., None]], -1)
     tracks = answers.nan_to_num(0.0).flatten(1).unique(dim=0)
-    return float(occlusion_rate(tracks.view(-1, len(truth.frames), 3)[..., 0] > 0).mean()) if len(truth) else math.nan
+    return float(occlusion_rate(tracks.view(-1, len(truth.frames), 3)[..., 0] > 0).mean())
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ class BenchmarkClip:
     """Folder of the weights that were published for this video; empty where there are none."""
 
 
+@runtime_checkable
 class Benchmark(Protocol):
     """Clips by name; nothing of a clip is in memory before it is opened."""
 

@@ -33,6 +33,17 @@ WHERE = ("path", "videos", "source", "clip", "subset", "joints", "frames", "mask
 Make = Callable[[BenchmarkClip, Path, Stages], Tracker]
 
 
+def benchmark_of(config: DictConfig) -> Benchmark:
+    """The benchmark that a config names.
+
+    Raises:
+        DinotrackError: when it does not say where the benchmark lies.
+    """
+    if OmegaConf.is_missing(config.benchmark, "path"):
+        raise DinotrackError(f"where is {config.benchmark.name}? add benchmark.path=FILE_OR_FOLDER")
+    return instantiate(config.benchmark.source)
+
+
 def chosen_clips(config: DictConfig, benchmark: Benchmark) -> list[str]:
     """The clips that `benchmark.clip` names, or all."""
     given = config.benchmark.clip
@@ -85,7 +96,7 @@ def predict_clips(
     Raises:
         DinotrackError: naming the clips that failed, once the others are done.
     """
-    benchmark: Benchmark = instantiate(config.benchmark.source)
+    benchmark = benchmark_of(config)
     settings = evaluated_settings(config)
     check_settings(folder, settings)
     names, failed = chosen_clips(config, benchmark), list[str]()
@@ -174,5 +185,7 @@ def one_clip_a_job(words: Sequence[str]) -> list[str]:
         for each in given
         if each.key_or_group.split(".")[0] == "benchmark" and not each.is_sweep_override()
     ]
-    names = instantiate(compose_config("evaluate", overrides=plain).benchmark.source).names()
-    return [*words, "benchmark.clip=" + ",".join(f"'{name}'" for name in names)]
+    names = benchmark_of(compose_config("evaluate", overrides=plain)).names()
+    # Beside the other overrides: the parser of the command line wants them in one row.
+    place = next((index for index, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
+    return [*words[:place], "benchmark.clip=" + ",".join(f"'{name}'" for name in names), *words[place:]]
