@@ -91,7 +91,9 @@ class TapVidMetrics(L.Callback):
         scores = score_module(pl_module, data, spread(data.truth, self.queries))
         self.best |= {name: max(value, self.best.get(name, value)) for name, value in scores.items()}
         found = scores | {f"{name}_best": self.best[name] for name in scores}
-        pl_module.log_dict(found, logger=False)  # for callbacks that monitor; a logger would be told again in every step
+        pl_module.log_dict(
+            found, logger=False
+        )  # for callbacks that monitor; a logger would be told again in every step
         for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step - 1)
 
