@@ -1,6 +1,7 @@
 """Measure what the README prints: run the demo and the real clips, keep rows in docs/results, pictures in docs/images.
 
 python scripts/results.py demo horsejump cat   # measure again, several minutes each; every job is in JOBS
+python scripts/results.py benchmarks           # three methods on two benchmarks, about 25 minutes; goes on where it was stopped
 python scripts/results.py                      # only write the README's tables from the kept rows
 """
 
@@ -12,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dinotrack.scoreboard import compare
 from dinotrack.training.stages import commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +28,15 @@ JOBS = {
     "paragliding": ["run", "experiment=cpu_small", f"video={DATA / 'paragliding.mp4'}"],
     "cat": ["run", "experiment=cpu_small", f"video={DATA / 'cat.mp4'}"],
 }
+BADJA = [
+    f"benchmark.path={DATA}",
+    *(f'benchmark.{k}="{{name}}/{v}"' for k, v in (("joints", "badja.json"), ("frames", "video"))),
+]
+BENCHMARKS = {
+    "synthetic": ["benchmark=synthetic", "experiment=demo"],
+    "badja": ["benchmark=badja", "experiment=cpu_small", *BADJA, 'benchmark.masks="{name}/masks"'],
+}
+METHODS = ("raw_features", "flow_chain", "dino_tracker")
 NAMES = {"raw_features": "raw features", "flow_chain": "chained flow", "dino_tracker": "fitted tracker"}
 COLUMNS = {
     "demo": {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ"},
@@ -59,6 +70,69 @@ def measure(name: str) -> None:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
         picture(first / "overlay.mp4", IMAGES / f"{name}.png")
+
+
+def measure_benchmarks() -> None:
+    """Evaluate each method on each benchmark in a folder under runs/, and keep every clip's row."""
+    for name, words in BENCHMARKS.items():
+        folders = {method: ROOT / "runs" / "results" / f"{name}-{method}" for method in METHODS}
+        for method, folder in folders.items():
+            command = [Path(sys.executable).parent / "dinotrack", "evaluate", *words, f"method={method}"]
+            subprocess.run([*command, f"folder={folder}"], check=True, cwd=ROOT)
+        compare(list(folders.values()), RESULTS / f"benchmark_{name}")
+        (RESULTS / f"benchmark_{name}.md").unlink()  # the pages have tables of their own
+
+
+def kept_rows(name: str) -> dict[str, list[dict[str, str]]]:
+    """The rows of a benchmark by method."""
+    with open(RESULTS / f"benchmark_{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {method: [row for row in rows if row["method"] == method] for method in METHODS}
+
+
+def average(rows: list[dict[str, str]], score: str) -> float:
+    known = [float(row[score]) for row in rows if row[score] not in ("", "nan")]
+    return sum(known) / len(known)
+
+
+def benchmark(
+    name: str, columns: dict[str, str], parts: dict[str, list[str]], part_column: str, part_score: str
+) -> str:
+    """Means over clips, and one score's means over parts of them; the best of each column is bold."""
+    rows = kept_rows(name)
+    titles = ["method", *columns.values(), *(f"{SYMBOLS[part_score]}, {part}" for part in parts), "s a clip", "peak GB"]
+    figures = {
+        method: [
+            *(average(each, score) for score in columns),
+            *(average([r for r in each if r[part_column] in values], part_score) for values in parts.values()),
+        ]
+        for method, each in rows.items()
+    }
+    best = [max(column) for column in zip(*figures.values(), strict=True)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for method, values in figures.items():
+        cells = [f"**{v:.1f}**" if v == top else f"{v:.1f}" for v, top in zip(values, best, strict=True)]
+        cells.append(f"{average(rows[method], 'seconds'):.1f}")
+        cells.append(f"{max(float(row['peak_memory_mb']) for row in rows[method]) / 1000:.1f}")
+        lines.append(f"| {NAMES[method]} | " + " | ".join(cells) + " |")
+    every = [row for each in rows.values() for row in each]
+    commits, machines = (", ".join(sorted({row[key] for row in every})) for key in ("commit", "hardware"))
+    clips = len({row["clip"] for row in every})
+    return "\n".join([*lines, "", f"({clips} clip{'s' * (clips > 1)}; commit {commits}; {machines})"])
+
+
+def synthetic_by_kind() -> str:
+    clips = sorted({row["clip"] for row in kept_rows("synthetic")["raw_features"]})
+    kinds = {
+        kind: [c for c in clips if c.startswith(kind)] for kind in ("smooth", "deformation", "occlusion", "look_alikes")
+    }
+    named = {kind.replace("_", "-"): clips for kind, clips in kinds.items()}
+    return benchmark("synthetic", {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ"}, named, "clip", "aj")
+
+
+def synthetic_by_occlusion() -> str:
+    groups = {group: [group] for group in ("low", "middle", "high")}
+    return benchmark("synthetic", {"aj": "AJ"}, groups, "group", "aj")
 
 
 def round_all(scores: Any) -> Any:
@@ -198,10 +272,13 @@ def confidence() -> str:
 
 
 TABLES = {
+    "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
     "docs/ablations.md": {"intervals": intervals, "lora": lora, "confidence": confidence},
     "README.md": {
         **{name: lambda name=name: table(name) for name in COLUMNS},
         "costs": costs,
+        "benchmark synthetic": synthetic_by_kind,
+        "benchmark badja": lambda: benchmark("badja", COLUMNS["horsejump"], {}, "clip", "delta_seg"),
         "ablations synthetic": lambda: ablations("synthetic"),
         "ablations horsejump": lambda: ablations("horsejump"),
     },
@@ -221,5 +298,5 @@ def update_pages() -> None:
 
 if __name__ == "__main__":
     for job in sys.argv[1:]:
-        measure(job)
+        measure_benchmarks() if job == "benchmarks" else measure(job)
     update_pages()

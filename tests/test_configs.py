@@ -10,10 +10,12 @@ from omegaconf import OmegaConf
 from dinotrack import DinotrackError, Video
 from dinotrack.backbones import FACETS, VitBackbone
 from dinotrack.cli import HYDRA_COMMANDS
+from dinotrack.data.benchmarks import Benchmark
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.trackers import FeatureTracker
 from dinotrack.training.batch import BatchSettings
 from dinotrack.training.config import compose_config, config_folder, make_data, make_module
+from dinotrack.training.evaluating import benchmark_of
 from dinotrack.training.fit import fit, prepare, published_steps, train
 from dinotrack.training.unfitted import unfitted_tracker
 
@@ -54,6 +56,15 @@ def test_every_command_composes(command: str) -> None:
     needed = {"track": ["checkpoint=x.ckpt"], "import": ["video=x.mp4", "published=x"], "ablate": ["table=x"]}
     config = compose_config(command, overrides=needed.get(command, ["video=x.mp4"]))
     assert OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("name", names("benchmark"))
+def test_every_benchmark_composes_and_is_made(name: str, tmp_path: Path) -> None:
+    path = [] if name == "synthetic" else [f"benchmark.path={tmp_path}"]
+    config = compose_config("evaluate", overrides=[f"benchmark={name}", *path])
+    assert config.benchmark.name == name and config.folder == f"runs/evaluate/{name}-dino_tracker"
+    assert isinstance(benchmark_of(config), Benchmark)
+    assert {"clip", "published_weights"} <= config.benchmark.keys()
 
 
 @pytest.mark.parametrize("name", names("clip"))
