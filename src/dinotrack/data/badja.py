@@ -128,8 +128,8 @@ class Badja:
         joints: str = "joint_annotations/{name}.json",
         frames: str = "DAVIS/JPEGImages/Full-Resolution/{name}",
         masks: str = "DAVIS/Annotations/Full-Resolution/{name}",
-        size: tuple[int, int] = (854, 480),
-        source_size: tuple[int, int] = (1920, 1080),
+        size: Sequence[int] = (854, 480),
+        source_size: Sequence[int] = (1920, 1080),
     ) -> None:
         for what, pattern in (("joints", joints), ("frames", frames), ("masks", masks)):
             if pattern.count("{name}") != 1:
