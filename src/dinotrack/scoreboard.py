@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dinotrack.benchmark_metrics import flattened
 from dinotrack.data.export import load_npz
@@ -194,7 +194,7 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> None:
     """
     rows = [write_scores(folder) for folder in folders]
     titles, cells = headline([means_of(each) for each in rows], ("benchmark", "method", "clips"))
-    table = Table(*titles)
+    table = Table(*(Column(title, no_wrap=title in ("benchmark", "method")) for title in titles))
     for line in cells:
         table.add_row(*line)
     Console().print(table)

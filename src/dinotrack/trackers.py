@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from dinotrack.equations import confidence, trajectory_agreement
@@ -114,21 +114,36 @@ class FeatureTracker:
         return torch.zeros(*shape, 2), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
 
     def _track(self, queries: Float[Tensor, "n 3"], progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
-        frame = queries[:, 0].long()
-        query_xy = rescale(queries[:, 1:], self.size, self.features.size) - self.shift
-        rows = torch.arange(len(queries), device=self.device)
+        frame, rows = queries[:, 0].long(), torch.arange(len(queries), device=self.device)
+        xy = self.positions(frame, rescale(queries[:, 1:], self.size, self.features.size) - self.shift, progress)
+        visible, trust = self.judge(frame, xy, progress)
+        on_video = rescale(xy + self.shift, self.features.size, self.size)
+        on_video[rows, frame] = queries[:, 1:]  # exactly the query, not its rounded round trip
+        return on_video, visible, trust
+
+    @torch.no_grad()
+    def positions(
+        self, frame: Int[Tensor, " n"], query_xy: Float[Tensor, "n 2"], progress: Progress = silent
+    ) -> Float[Tensor, "n t 2"]:
+        """Π of queries in every frame (Eq. 2), all at working resolution and at once; in its own frame the query."""
         wanted = self._sample(frame, query_xy)
         xy = torch.stack([self.locate(wanted, t) for t in progress(range(self.frames), "tracks")], 1)
-        xy[rows, frame] = query_xy
+        xy[torch.arange(len(frame), device=self.device), frame] = query_xy
+        return xy
+
+    @torch.no_grad()
+    def judge(
+        self, frame: Int[Tensor, " n"], xy: Float[Tensor, "n t 2"], progress: Progress = silent
+    ) -> tuple[Bool[Tensor, "n t"], Float[Tensor, "n t"]]:
+        """Visibility by trajectory agreement (§6) and confidence of tracks at working resolution, queried in `frame`."""
+        rows = torch.arange(len(frame), device=self.device)
         along = torch.stack([self._sample(torch.full_like(frame, t), xy[:, t]) for t in range(self.frames)], 1)
         cosine = F.cosine_similarity(along, along[rows, frame][:, None], dim=-1)
         disagreement, limit = self._agreement(xy, along, cosine, progress)
         visible = (disagreement <= limit[:, None]) & (cosine >= self.visibility.visible)
         trust = confidence(cosine, disagreement, scale=self.head.radius * self._scale)
         visible[rows, frame], trust[rows, frame] = True, 1.0
-        on_video = rescale(xy + self.shift, self.features.size, self.size)
-        on_video[rows, frame] = queries[:, 1:]  # exactly the query, not its rounded round trip
-        return on_video, visible, trust
+        return visible, trust
 
     def _agreement(
         self,

@@ -1,0 +1,1 @@
+"""How fast each stage is, beside a plain reference of it in the same run: `python -m benchmarks.run --size M`."""

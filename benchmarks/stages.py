@@ -1,0 +1,178 @@
+"""The stages that are timed: what prepares one, the library's way, and the plain one where there is one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import reference
+from benchmarks.inputs import Inputs
+from dinotrack.correspondences import build_tracklets, dino_best_buddies
+from dinotrack.methods.dino_tracker import refine_features
+from dinotrack.optical_flow import Dis, Raft
+from dinotrack.refined_pairs import PairSearch
+from dinotrack.trackers import FeatureTracker
+from dinotrack.training.losses import LossTerms, Step
+from dinotrack.training.modules import published_losses
+from dinotrack.training.rebuild import rebuilt_tables
+
+Job = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table. `make` prepares, and gives the library's job and the plain one, or None."""
+
+    name: str
+    unit: str
+    make: Callable[[Inputs], tuple[Job, Job | None]]
+    published: float | None = None
+    """Seconds of the published implementation at M on two cores, measured apart (the issue's table)."""
+
+
+def features(inputs: Inputs) -> tuple[Job, Job | None]:
+    """One frame through ViT-L/14 at stride 7 up to its 16th block, random weights."""
+    from dinotrack.backbones import VitBackbone
+
+    backbone = VitBackbone("vit_large_patch14_dinov2", layer=16, stride=7, pretrained=False).to(inputs.device)
+    return (lambda: backbone(inputs.frames[:1])), None
+
+
+def raft(inputs: Inputs) -> tuple[Job, Job | None]:
+    """One pair of frames through RAFT large, 24 updates, random weights."""
+    estimator = Raft(pretrained=False).to(inputs.device)
+    return (lambda: estimator(inputs.frames[:1], inputs.frames[1:2])), None
+
+
+def dis(inputs: Inputs) -> tuple[Job, Job | None]:
+    estimator = Dis()
+    return (lambda: estimator(inputs.frames[:1], inputs.frames[1:2])), None
+
+
+def tracklets(inputs: Inputs) -> tuple[Job, Job | None]:
+    """From given flow, with the drift check."""
+    frames, flow, scale = inputs.frames, inputs.flow, max(inputs.size.width, inputs.size.height) / 854
+    limits = (1.5 * scale, 2.5 * scale)
+    return (
+        lambda: build_tracklets(frames, flow, device=inputs.device),
+        lambda: reference.tracklets(frames, flow, *limits),
+    )
+
+
+def dense_chains(inputs: Inputs) -> torch.Tensor:
+    """(N, T, 2) of the chains before the drift check, as the plain filter of best buddies wants them."""
+    chains = inputs.tracklets
+    length = chains.chained.long()
+    row = torch.arange(len(chains)).repeat_interleave(length)
+    frame = torch.arange(len(chains.xy)) - chains.offset[row] + chains.start.long()[row]
+    dense = torch.full((len(chains), inputs.size.frames, 2), torch.nan)
+    dense[row, frame] = chains.xy
+    return dense.to(inputs.device)
+
+
+def best_buddies(inputs: Inputs) -> tuple[Job, Job | None]:
+    """All pairs of frames, with the flow filter and the ambiguity ratio."""
+    chains, tracklets = dense_chains(inputs), inputs.tracklets
+    return (
+        lambda: dino_best_buddies(inputs.features, tracklets, device=inputs.device),
+        lambda: reference.best_buddies(inputs.features, chains, 60 * inputs.scale),
+    )
+
+
+def delta_dino(inputs: Inputs) -> tuple[Job, Job | None]:
+    """Φ of all frames, with BatchNorm's running statistics."""
+    delta = inputs.delta.eval()
+    with torch.no_grad():
+        return (
+            lambda: refine_features(inputs.features, inputs.frames, delta),
+            torch.no_grad()(lambda: reference.delta_dino(delta, inputs.frames, inputs.features)),
+        )
+
+
+def full_step(inputs: Inputs, late: bool) -> tuple[Job, Job | None]:
+    """Forward, losses, backward and Adam of one minibatch with full pair counts."""
+    delta, head, batch = inputs.delta.train(), inputs.head, inputs.batch
+    adam = torch.optim.Adam([*delta.parameters(), *head.parameters()], lr=1e-6)
+    losses, number = LossTerms(published_losses()), 7000 if late else 0
+
+    def update(loss: torch.Tensor) -> float:
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        return float(loss.detach())
+
+    def ours() -> float:
+        refined = delta.refine(batch.features, batch.images, batch.frames, batch.grid)
+        return update(losses(Step(batch, refined, head), number, 10_000)[0])
+
+    return ours, lambda: update(reference.step_loss(batch, delta, head, late, inputs.scale))
+
+
+def delta_alone(inputs: Inputs) -> tuple[Job, Job | None]:
+    """Of the training step, what Delta-DINO itself costs: forward, backward and Adam."""
+    delta, batch = inputs.delta.train(), inputs.batch
+    adam = torch.optim.Adam(delta.parameters(), lr=1e-6)
+
+    def ours() -> None:
+        adam.zero_grad()
+        delta.refine(batch.features, batch.images, batch.frames, batch.grid).mean().backward()
+        adam.step()
+
+    return ours, None
+
+
+def rebuild(inputs: Inputs) -> tuple[Job, Job | None]:
+    """Refined best buddies and cycle pairs between 100 pairs of frames, Delta-DINO on all frames included."""
+
+    def ours() -> Any:
+        generator = torch.Generator().manual_seed(0)
+        return rebuilt_tables(
+            inputs.store, inputs.delta, inputs.head, PairSearch(), generator, {"refined", "cycle"}, count=100
+        )
+
+    return ours, None
+
+
+def tracker(inputs: Inputs) -> FeatureTracker:
+    size = (inputs.size.width, inputs.size.height)
+    return FeatureTracker(inputs.features, inputs.head, size)
+
+
+def tracks(inputs: Inputs) -> tuple[Job, Job | None]:
+    """Positions of the queries in all frames, without visibility."""
+    tool, queries = tracker(inputs), inputs.queries.to(inputs.device)
+    return (
+        lambda: tool.positions(queries[:, 0].long(), queries[:, 1:]),
+        torch.no_grad()(lambda: reference.tracks(inputs.features, inputs.head, queries, inputs.scale)),
+    )
+
+
+def visibility(inputs: Inputs) -> tuple[Job, Job | None]:
+    """Trajectory agreement of tracks that are there."""
+    tool, queries = tracker(inputs), inputs.queries.to(inputs.device)
+    frame = queries[:, 0].long()
+    found = tool.positions(frame, queries[:, 1:])
+    return (
+        lambda: tool.judge(frame, found),
+        torch.no_grad()(lambda: reference.visible(inputs.features, inputs.head, queries, found, inputs.scale)),
+    )
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("features", "a frame", features),
+        Stage("flow_raft", "a pair", raft),
+        Stage("flow_dis", "a pair", dis),
+        Stage("tracklets", "the video", tracklets, 18.6),
+        Stage("best_buddies", "the video", best_buddies, 58.8 + 110 + 8.8),
+        Stage("delta_dino", "the video", delta_dino, 8.0),
+        Stage("delta_dino_step", "a step", delta_alone),
+        Stage("step_before", "a step", lambda inputs: full_step(inputs, late=False), 9.0),
+        Stage("step_after", "a step", lambda inputs: full_step(inputs, late=True), 17.1),
+        Stage("rebuild", "100 frame pairs", rebuild),
+        Stage("tracks", "all queries", tracks, 47.7),
+        Stage("visibility", "all queries", visibility, 412.0),
+    )
+}
