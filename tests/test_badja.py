@@ -40,8 +40,17 @@ def test_positions_are_raster_at_the_videos_size(tmp_path):
     assert joints.xy[1].tolist() == [[96, 27], [960, 13.5]]
     shifted = read_badja(small(tmp_path), size=(960, 540), joints=[1], offset=0.5)
     assert shifted.xy[0, 0].tolist() == [96.25, 27.25]
-    other = read_badja(small(tmp_path), size=(100, 100), source_size=(192, 54), joints=[1])
-    assert other.xy[0, 0].tolist() == [100, 100]
+    other = read_badja(small(tmp_path), size=(100, 100), source_size=(3840, 1080), joints=[1])
+    assert other.xy[0, 0].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("place", [[5000, 5], [5, -400.0], [float("nan"), 5]])
+def test_visible_joints_off_the_frame_are_named_and_hidden_ones_may_be_anywhere(tmp_path, place):
+    with pytest.raises(DinotrackError, match=r"badja\.json: joints has visible track 1 at"):
+        read_badja(written(tmp_path, [entry(0, [[1, 1], place], [True, True])]), joints=range(2))
+    read_badja(written(tmp_path, [entry(0, [[1, 1], place], [True, False])]), joints=range(2))
+    near = read_badja(written(tmp_path, [entry(0, [[-17.0, 5]], [True])]), joints=[0])  # as in BADJA's impala0
+    assert near.visible.all()
 
 
 def test_queries_start_where_a_joint_is_first_visible(tmp_path):

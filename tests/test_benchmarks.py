@@ -15,6 +15,7 @@ from dinotrack import DinotrackError
 from dinotrack.data.badja import SCORED_JOINTS, Badja
 from dinotrack.data.benchmarks import Benchmark, BenchmarkClip, plain_name, tracked_size
 from dinotrack.data.dino_tracker_file import DinoTrackerFile
+from dinotrack.data.pickles import read_pickle
 from dinotrack.data.queries import sample_queries
 from dinotrack.data.synthetic_benchmark import FORMATS, KINDS, SyntheticBenchmark, settings, write_benchmark
 from dinotrack.data.tapvid import TapVid
@@ -137,8 +138,11 @@ def moved(x: float, y: float, occluded: bool) -> dict[str, Any]:
         (change("occluded", np.zeros((2, 6), bool)), r"occluded is bool \(2, 6\); expected numbers of shape \(3, 6\)"),
         (change("occluded", np.full((3, 6), 2)), "occluded has values other than true and false"),
         (change("video", np.zeros((6, 30, 40), np.uint8)), r"video is uint8 \(6, 30, 40\)"),
-        (change("video", np.zeros((6, 30, 40, 3), np.float32)), "video is float32; expected uint8"),
+        (change("video", np.zeros((6, 30, 40, 3), np.float32)), "video is float32 .*; expected uint8"),
         (change("video", [b"no picture"] * 6), "frame 0 of video is no readable picture"),
+        (change("video", np.zeros((6, 0, 0, 3), np.uint8)), r"video is uint8 \(6, 0, 0, 3\)"),
+        (change("video", 3), r"video is int64 \(\)"),
+        (change("video", [3] * 6), "frame 0 of video is no readable picture"),
         (change("video", []), "video has pictures of different sizes, or none"),
         (moved(1.11, 0.5, False), r"points has visible track 1 at \(1\.11, 0\.5\) .* in frame 4"),
         (moved(0.5, -0.2, False), r"points has visible track 1 at \(0\.5, -0\.2\)"),
@@ -183,11 +187,32 @@ def test_wrong_files_and_clips_are_named(tmp_path: Path) -> None:
         TapVid(saved(tmp_path / "a.pkl", [entry()])).open("b")
     with pytest.raises(DinotrackError, match="mode='last'"):
         TapVid(tmp_path, mode="last")
-    for name in ("../escape", "/root", "a/b", ".hidden", ""):
+    for name in ("../escape", "/root", "a/b", ".hidden", "", "scores.csv"):
         with pytest.raises(DinotrackError, match="has a clip named"):
             TapVid(saved(tmp_path / "a.pkl", {name: entry()})).names()
         with pytest.raises(DinotrackError, match="has a clip named"):
             plain_name(name, "a file")
+
+
+def test_one_name_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DinotrackError, match="two clips of one name"):
+        TapVid(saved(tmp_path / "a.pkl", {7: entry(), "7": entry()})).names()
+    path, video = published_file(tmp_path)
+    saved(path, {"videos": [video, video]})
+    with pytest.raises(DinotrackError, match="two videos of one video_idx"):
+        DinoTrackerFile(path).names()
+
+
+def test_only_the_file_of_a_clip_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        saved(tmp_path / f"split{number}.pkl", {f"clip{number}": entry(seed=number)})
+    benchmark, read = TapVid(tmp_path, resolution=None), list[str]()
+    monkeypatch.setattr("dinotrack.data.tapvid.read_pickle", lambda path: read.append(path.stem) or read_pickle(path))
+    names = benchmark.names()
+    read.clear()
+    for name in names:
+        benchmark.open(name)
+    assert read == ["split0", "split1", "split2"]
 
 
 # The published benchmark file
@@ -219,29 +244,32 @@ def test_the_published_file_with_its_folders(tmp_path: Path) -> None:
     benchmark = DinoTrackerFile(path)
     assert benchmark.names() == ["7"]
     clip = benchmark.open("7")
-    assert clip.video.size == clip.truth.size == SIZE and len(clip.video) == 5 and clip.weights == ""
+    assert clip.video.size == SIZE and clip.truth.size == (80, 60) and len(clip.video) == 5 and clip.weights == ""
     assert clip.truth.queries[:, 0].tolist() == [0, 0, 3]
-    expected = np.concatenate([video["target_points"][0], video["target_points"][3]]) / 2
+    expected = np.concatenate([video["target_points"][0], video["target_points"][3]])
     assert np.allclose(clip.truth.xy.numpy(), expected)
     assert np.allclose(clip.truth.queries[:, 1:].numpy(), [expected[0, 0], expected[1, 0], expected[2, 3]])
     assert np.array_equal(~clip.truth.visible.numpy(), np.concatenate([video["occluded"][0], video["occluded"][3]]))
     assert len(clip.truth.areas) == 0
     (tmp_path / "7" / "models" / "dino_tracker").mkdir(parents=True)
     assert DinoTrackerFile(path).open("7").weights == str(tmp_path / "7" / "models" / "dino_tracker")
-    assert DinoTrackerFile(path, resolution=256).open("7").truth.size == (256, 256)
+    assert DinoTrackerFile(path, resolution=256).open("7").video.size == (256, 256)
 
 
 def test_with_segmentations_it_is_scored_as_badja(tmp_path: Path) -> None:
     path, video = published_file(tmp_path, with_masks=True)
     truth = DinoTrackerFile(path, tmp_path).open("7").truth
-    assert np.allclose(truth.areas.numpy(), video["segmentations"].sum((1, 2)) / 4)
-    tracks = Tracks(truth.queries.float(), truth.xy.float(), truth.visible, truth.visible.float(), SIZE, 25.0)
-    assert score_tracks(truth, tracks).delta_3px == 100  # type: ignore[union-attr]
+    assert np.allclose(truth.areas.numpy(), video["segmentations"].sum((1, 2)))
+    for off, score in ((1.4, 100), (1.6, 0)):  # of the frames' pixels, half as many as the file's
+        xy = truth.xy.float() / 2 + torch.tensor([off, 0.0])
+        tracks = Tracks(truth.queries.float(), xy, truth.visible, truth.visible.float(), SIZE, 25.0)
+        assert score_tracks(truth, tracks).delta_3px == score  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"w": 0}, "video 7: w is 0"),
         ({"video_idx": "../7"}, "has a clip named '../7'"),
         ({"h": "tall"}, "video 7: h is 'tall'"),
         ({"query_points": {9: [[1, 2]]}}, "video 7: query_points name frame 9 of 5"),
@@ -302,10 +330,29 @@ def test_badja_from_its_own_folders(tmp_path: Path) -> None:
     assert clip.truth.xy[row, 1].tolist() == pytest.approx([142 * 854 / 1920, 54 * 14 * 480 / 1080], rel=1e-6)
 
 
+def test_badja_is_scored_at_854_whatever_it_is_tracked_at(tmp_path: Path) -> None:
+    badja_folder(tmp_path)
+    small, large = (Badja(tmp_path, size=size).open("bear") for size in ((427, 240), (854, 480)))
+    assert small.video.size == (427, 240) and same_truth(small.truth, large.truth)
+
+
+def test_badja_leaves_out_what_has_no_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    badja_folder(tmp_path)
+    (tmp_path / "joint_annotations" / "rs_dog.json").write_text("[]")
+    (tmp_path / "joint_annotations" / "._bear.json").write_text("of another system")
+    assert Badja(tmp_path).names() == ["bear", "cow-2"]
+    assert "no frames of rs_dog" in caplog.text
+    with pytest.raises(DinotrackError, match="has no frames of any annotated video"):
+        Badja(tmp_path, frames="elsewhere/{name}").names()
+
+
 def test_badja_names_what_does_not_fit(tmp_path: Path) -> None:
     badja_folder(tmp_path)
-    with pytest.raises(DinotrackError, match=r"benchmark\.joints=x\.json; expected a path with {name}"):
-        Badja(tmp_path, joints="x.json")
+    for pattern in ("x.json", "/abs/{name}.json"):
+        with pytest.raises(
+            DinotrackError, match=r"benchmark\.joints=.*; expected a path below benchmark\.path with {name}"
+        ):
+            Badja(tmp_path, joints=pattern)
     with pytest.raises(DinotrackError, match="has no clip 'dog'; it has bear, cow-2"):
         Badja(tmp_path).open("dog")
     (tmp_path / "DAVIS" / "JPEGImages" / "Full-Resolution" / "bear" / "00008.png").unlink()
@@ -384,6 +431,8 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     assert set(FORMATS) == {"davis", "list", "shards"}
     with pytest.raises(DinotrackError, match="no format 'zip'"):
         write_benchmark(tmp_path, ("zip",), "four")  # type: ignore[arg-type]
+    with pytest.raises(DinotrackError, match="only the frames of shards can be JPEG"):
+        write_benchmark(tmp_path, ("davis",), "four", jpeg=True)
 
 
 class Still:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dinotrack import DinotrackError
 from dinotrack.data.pickles import read_pickle
+from dinotrack.training.stages import peak_bytes
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -55,6 +56,7 @@ def test_arrays_and_plain_values_come_back_as_they_were(protocol: int, tmp_path:
         {k: v for k, v in content.items() if k != "by column"}, {k: found[k] for k in content if k != "by column"}
     )
     assert np.array_equal(found["by column"], content["by column"])
+    assert not any(value.flags.writeable for value in found.values() if isinstance(value, np.ndarray))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -62,6 +64,8 @@ def test_numpys_numbers_and_lists_of_bytes(protocol: int, tmp_path: Path) -> Non
     pictures = np.array([b"ab\0", b"c"], dtype=object)
     found = read_pickle(written(tmp_path, [np.float64(2.5), np.int64(4), np.bool_(True), pictures], protocol))
     assert found == [2.5, 4, True, [b"ab\0", b"c"]]
+    flags = np.array([[True, False], [False, True]], dtype=object)  # as concatenating unlike arrays gives
+    assert read_pickle(written(tmp_path, flags, protocol)).tolist() == flags.tolist()
 
 
 def test_arrays_cannot_be_changed(tmp_path: Path) -> None:
@@ -146,6 +150,34 @@ def test_a_file_cut_short_is_damaged_wherever_it_is_cut(tmp_path: Path) -> None:
             read_pickle(raw(tmp_path, whole[:length]))
     with pytest.raises(DinotrackError, match=r"no such file: .*absent\.pkl"):
         read_pickle(tmp_path / "absent.pkl")
+
+
+def test_small_files_cannot_ask_for_much_memory(tmp_path: Path) -> None:
+    """A memo of 2^31 places; one text encoded a thousand times over."""
+    memo = raw(tmp_path, b"\x80\x04Nr\xff\xff\xff\x7f.")
+    before = peak_bytes()
+    assert read_pickle(memo) is None
+    assert peak_bytes() - before < 1e8
+    text = b"X" + (20_000).to_bytes(4, "little") + b"a" * 20_000
+    codec = b"c_codecs\nencode\n"
+    many = b"\x80\x02" + text + b"q\x00" + codec + b"q\x01" + b"(" + b"h\x01h\x00\x85R" * 1000 + b"l."
+    with pytest.raises(DinotrackError, match="makes more bytes than it has"):
+        read_pickle(raw(tmp_path, many))
+
+
+def test_keys_are_plain_values_too(tmp_path: Path) -> None:
+    with pytest.raises(DinotrackError, match="function as a key"):
+        read_pickle(raw(tmp_path, b"\x80\x02}c_codecs\nencode\nK\x01s."))
+    with pytest.raises(DinotrackError, match="holds a object"):
+        read_pickle(raw(tmp_path, b"\x80\x02cnumpy\nndarray\n."))
+    with pytest.raises(DinotrackError, match="one key twice"):
+        read_pickle(written(tmp_path, {b"a": 1, "a": 2}, 4))
+
+
+def test_messages_hold_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    with pytest.raises(DinotrackError) as error:
+        read_pickle(raw(tmp_path, b"\x80\x02c\x1b[31mevil\nname\n."))
+    assert "\x1b" not in str(error.value) and "evil.name" in str(error.value)
 
 
 def test_references_to_one_part_are_walked_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dinotrack.correspondences import consecutive_flows
-from dinotrack.data.badja import badja_truth, read_badja
+from dinotrack.data.badja import BADJA_SIZE, badja_truth, read_badja
 from dinotrack.data.queries import sample_queries
 from dinotrack.data.synthetic import Clip
 from dinotrack.errors import DinotrackError
@@ -22,9 +22,6 @@ from dinotrack.optical_flow import FlowEstimator
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, PointTruth, Tracks, Video
 from dinotrack.trackers import Tracker, VisibilityRule
-
-BADJA_SIZE = (854, 480)
-"""(W, H) at which BADJA is scored (§7)."""
 
 
 def baselines(

@@ -1,6 +1,7 @@
 """BADJA's annotated animal joints: its JSON file to raster positions, queries and foreground areas (method §7)."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -12,11 +13,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dinotrack.data.benchmarks import BenchmarkClip, choose, files_of, in_frame, plain_name, resized
+from dinotrack.data.benchmarks import BenchmarkClip, check_positions, choose, files_of, in_frame, plain_name, resized
 from dinotrack.data.video import frame_numbers, load_video
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import rescale
 from dinotrack.structs import PointTruth
+
+log = logging.getLogger(__name__)
+
+BADJA_SIZE = (854, 480)
+"""(W, H) at which BADJA is scored (§7)."""
 
 SCORED_JOINTS = (8, 9, 10, 12, 13, 14, 15, 18, 19, 20, 22, 23, 24, 25, 28, 31, 32, 33, 35, 36)
 """The 20 of a file's 37 joints, numbered from 0, that the benchmark scores."""
@@ -35,7 +41,7 @@ class BadjaJoints:
 
 def read_badja(
     json_path: str | os.PathLike[str],
-    size: tuple[int, int] = (854, 480),
+    size: tuple[int, int] = BADJA_SIZE,
     source_size: tuple[int, int] = (1920, 1080),
     joints: Sequence[int] = SCORED_JOINTS,
     offset: float = 0.0,
@@ -57,6 +63,7 @@ def read_badja(
         raise DinotrackError(f"{json_path} has {len(places[0])} joints; joints={tuple(joints)} asks for others")
     stored = torch.tensor(places, dtype=torch.float64).transpose(0, 1)[list(joints)]
     visible = torch.tensor(flags).T[list(joints)] & (stored != 0).any(-1)
+    check_positions(rescale(stored.flip(-1), source_size, (1, 1)), visible, "joints", str(json_path))
     xy = rescale(stored.flip(-1) + offset, source_size, size)
     return BadjaJoints(torch.tensor(frames), xy.float(), visible)
 
@@ -118,7 +125,8 @@ def _read_entry(entry: Any, json_path: str | os.PathLike[str]) -> tuple[int, lis
 class Badja:
     """BADJA (Biggs et al., ACCV 2018): annotation files beside folders of frames and masks, found by patterns with {name}.
 
-    The patterns are relative to `path`. Tracked and scored at (W, H) `size`; joints are stored at `source_size` (§7).
+    The patterns are relative to `path`. Joints are stored at `source_size`; videos are tracked at (W, H) `size`, and scored at
+    854×480 whatever that is (§7). Annotations without a folder of frames, as those of BADJA's extra videos, are left out.
     """
 
     def __init__(
@@ -132,8 +140,10 @@ class Badja:
         source_size: Sequence[int] = (1920, 1080),
     ) -> None:
         for what, pattern in (("joints", joints), ("frames", frames), ("masks", masks)):
-            if pattern.count("{name}") != 1:
-                raise DinotrackError(f"benchmark.{what}={pattern}; expected a path with {{name}} in it once")
+            if pattern.count("{name}") != 1 or Path(pattern).is_absolute():
+                raise DinotrackError(
+                    f"benchmark.{what}={pattern}; expected a path below benchmark.path with {{name}} in it once"
+                )
         self.path, self.joints, self.frames, self.masks = Path(path), joints, frames, masks
         self.size, self.source_size = (int(size[0]), int(size[1])), (int(source_size[0]), int(source_size[1]))
 
@@ -141,7 +151,16 @@ class Badja:
         before, after = self.joints.split("{name}")
         found = files_of(self.path, self.joints.replace("{name}", "*"), "the folder of BADJA")
         texts = [file.relative_to(self.path).as_posix() for file in found]
-        return [plain_name(text[len(before) : len(text) - len(after)], str(self.path)) for text in texts]
+        annotated = [plain_name(text[len(before) : len(text) - len(after)], str(self.path)) for text in texts]
+        names = [name for name in annotated if (self.path / self.frames.replace("{name}", name)).is_dir()]
+        if len(names) < len(annotated):
+            absent = ", ".join(sorted(set(annotated) - set(names)))
+            log.warning("%s: no frames of %s (%s); left out", self.path, absent, self.frames)
+        if not names:
+            raise DinotrackError(
+                f"{self.path} has no frames of any annotated video at {self.frames}; see benchmark.frames"
+            )
+        return names
 
     def open(self, name: str) -> BenchmarkClip:
         choose(name, self.names(), str(self.path))
@@ -149,8 +168,8 @@ class Badja:
             self.path / pattern.replace("{name}", name) for pattern in (self.joints, self.frames, self.masks)
         )
         video = load_video(frames, masks)
-        joints = read_badja(joints_file, self.size, self.source_size)
-        truth = badja_truth(renumbered(joints, frame_numbers(frames), joints_file), video.masks, self.size)
+        joints = read_badja(joints_file, BADJA_SIZE, self.source_size)
+        truth = badja_truth(renumbered(joints, frame_numbers(frames), joints_file), video.masks, BADJA_SIZE)
         return BenchmarkClip(name, resized(video, self.size), truth)
 
 

@@ -50,7 +50,8 @@ def plain_name(name: Any, where: str) -> str:
         DinotrackError: for one that is not.
     """
     text = str(name)
-    if not isinstance(name, str | int) or not re.fullmatch(r"\w[\w.\- ]*", text):
+    reserved = text in ("scores.csv", "scores.md", "multirun.yaml")  # the evaluation's own files
+    if not isinstance(name, str | int) or not re.fullmatch(r"\w[\w.\- ]*", text) or reserved:
         raise DinotrackError(f"{where} has a clip named {text[:80]!r}; expected letters, digits, '-', '_' and '.'")
     return text
 
@@ -156,7 +157,7 @@ def files_of(path: str | Path, pattern: str, what: str) -> list[Path]:
     """
     if not Path(path).is_dir():
         raise DinotrackError(f"no folder {path}; give benchmark.path={what}")
-    found = sorted(Path(path).glob(pattern))
+    found = sorted(file for file in Path(path).glob(pattern) if not file.name.startswith("."))
     if not found:
         raise DinotrackError(f"{path} has no {pattern}; give benchmark.path={what}")
     return found

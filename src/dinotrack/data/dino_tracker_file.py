@@ -61,12 +61,12 @@ class DinoTrackerFile:
         stored = (whole(entry, "w", where), whole(entry, "h", where))
         queries, xy, visible = self._tracks(entry, stored, len(video), where)
         size = tracked_size(video.size, self.resolution)
-        queries = torch.cat([queries[:, :1], in_frame(rescale(queries[:, 1:], stored, size), size)], 1)
+        queries = torch.cat([queries[:, :1], in_frame(queries[:, 1:], stored)], 1)
         everywhere, areas = torch.arange(len(video)), torch.zeros(0)
-        if "segmentations" in entry:
+        if "segmentations" in entry:  # BADJA's thresholds are in pixels of (w, h)
             masks = flags_or_labels(entry["segmentations"], len(video), where)
-            areas = foreground_areas(masks, everywhere, size=size)
-        truth = PointTruth(queries, rescale(xy, stored, size), visible, everywhere, areas, size, self.mode)
+            areas = foreground_areas(masks, everywhere, size=stored)
+        truth = PointTruth(queries, xy, visible, everywhere, areas, stored, self.mode)
         weights = folder / WEIGHTS
         return BenchmarkClip(name, resized(video, size), truth, str(weights) if weights.is_dir() else "")
 
@@ -76,7 +76,10 @@ class DinoTrackerFile:
         entries = content.get("videos") if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DinotrackError(f"{self.path} has no list of videos; expected the published benchmark file")
-        return {plain_name(entry.get("video_idx"), str(self.path)): entry for entry in entries}
+        named = {plain_name(entry.get("video_idx"), str(self.path)): entry for entry in entries}
+        if len(named) < len(entries):
+            raise DinotrackError(f"{self.path} has two videos of one video_idx")
+        return named
 
     def _tracks(
         self, entry: dict[str, Any], size: tuple[int, int], frames: int, where: str

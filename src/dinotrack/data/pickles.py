@@ -23,7 +23,7 @@ class _Dtype:
         text = name.decode("latin1") if isinstance(name, bytes) else name
         found = np.dtype(text if isinstance(text, str) else "V")
         if found.kind not in "biufSO":
-            raise DinotrackError(f"an array of type {name!r} is refused; expected numbers")
+            raise DinotrackError(f"an array of type {quoted(name)} is refused; expected numbers")
         self.dtype = found
 
     def __setstate__(self, state: Any) -> None:
@@ -42,18 +42,27 @@ class _Array:
 
 
 def _built(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
-    """An array, read-only on the bytes of the pickle; of objects, the flat list of them."""
+    """An array, read-only on the bytes of the pickle; of objects, an array of numbers or the flat list of them."""
     if not isinstance(dtype, _Dtype):
         raise DinotrackError("an array without a type is refused")
     if dtype.dtype.kind == "O":
+        if isinstance(data, list) and all(isinstance(each, bool | int | float) for each in data):
+            return np.array(data).reshape(shape, order="F" if order == "F" else "C")
         if not isinstance(data, list) or len(shape) != 1:
-            raise DinotrackError("an array of objects is refused, but for a list of byte strings")
+            raise DinotrackError("an array of objects is refused, but for numbers or a list of byte strings")
         return data
     if not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise DinotrackError(f"an array of shape {shape!r} is refused")
+        raise DinotrackError(f"an array of shape {quoted(shape)} is refused")
     if math.prod(shape) * dtype.dtype.itemsize != len(data):
-        raise DinotrackError(f"an array of {dtype.dtype} {shape} has {len(data)} bytes")
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+        raise DinotrackError(f"an array of {dtype.dtype} {quoted(shape)} has {len(data)} bytes")
+    array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    array.flags.writeable = False  # protocol 5 hands over a bytearray
+    return array
+
+
+def quoted(value: Any) -> str:
+    """A stranger's value for a message: short, and without what a terminal would obey."""
+    return repr(value)[:80]
 
 
 def _reconstruct(*_: Any) -> _Array:
@@ -70,48 +79,61 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
     return _built(data, dtype, ())[()].item()
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """`_codecs.encode`, by which old protocols write bytes."""
-    if encoding != "latin1":
-        raise DinotrackError(f"text in {encoding!r} is refused")
-    return str(text).encode("latin1")
+class _Bytes:
+    """`bytes`, `bytearray` and `_codecs.encode`, by which old protocols write bytes: no more of them than the file is large."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+    def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
+        if encoding not in ("latin1", b"latin1") or not isinstance(text, str):
+            raise DinotrackError(f"text in {quoted(encoding)} is refused")
+        return self.copy(text.encode("latin1"))
+
+    def copy(self, content: Any = b"") -> bytes:
+        if not isinstance(content, bytes | bytearray):
+            raise DinotrackError(f"bytes made of a {type(content).__name__} are refused")
+        self.budget -= len(content)
+        if self.budget < 0:
+            raise DinotrackError("it makes more bytes than it has")
+        return bytes(content)
 
 
-def _bytes(content: Any = b"") -> bytes:
-    """`bytes` and `bytearray` of bytes; of a number they would ask for memory."""
-    if not isinstance(content, bytes | bytearray):
-        raise DinotrackError(f"bytes made of a {type(content).__name__} are refused")
-    return bytes(content)
-
-
-def _stand_ins() -> dict[tuple[str, str], Any]:
-    """What a pickle may name, made anew for each file, so that none can leave anything behind for the next."""
+def _stand_ins(size: int) -> dict[tuple[str, str], Any]:
+    """What a pickle of `size` bytes may name, made anew for each, so that none can leave anything behind for the next."""
+    made = _Bytes(2 * size + 1024)
     known: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): "ndarray",  # only ever handed to _reconstruct
+        ("numpy", "ndarray"): _NDARRAY,
         ("numpy", "dtype"): type("dtype", (_Dtype,), {}),
-        ("_codecs", "encode"): lambda *a: _encode(*a),
+        ("_codecs", "encode"): lambda *a: made.encode(*a),
     }
     for core in ("numpy.core", "numpy._core"):
         known[f"{core}.multiarray", "_reconstruct"] = lambda *a: _reconstruct(*a)
         known[f"{core}.multiarray", "scalar"] = lambda *a: _scalar(*a)
         known[f"{core}.numeric", "_frombuffer"] = lambda *a: _frombuffer(*a)
     for module in ("builtins", "__builtin__"):
-        known[module, "bytearray"] = lambda *a: bytearray(_bytes(*a))
-        known[module, "bytes"] = lambda *a: _bytes(*a)
+        known[module, "bytearray"] = lambda *a: bytearray(made.copy(*a))
+        known[module, "bytes"] = lambda *a: made.copy(*a)
     return known
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        super().__init__(file, encoding="bytes")  # what Python 2 wrote as str may be binary
-        self.known = _stand_ins()
+_NDARRAY = object()
+"""Stands for `numpy.ndarray`, which a pickle only ever hands to `_reconstruct`."""
 
-    def find_class(self, module: str, name: str, /) -> Any:
+
+class _PlainUnpickler(pickle._Unpickler):
+    """Python's own unpickler, not the one in C: nine bytes make that one reserve gigabytes for its memo."""
+
+    def __init__(self, file: io.BufferedIOBase, size: int) -> None:
+        super().__init__(file, encoding="bytes")  # what Python 2 wrote as str may be binary
+        self.known = _stand_ins(size)
+
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
-            raise DinotrackError(f"it names {module}.{name}, which is no plain value")
+            raise DinotrackError(f"it names {quoted(module)[1:-1]}.{quoted(name)[1:-1]}, which is no plain value")
         return self.known[module, name]
 
-    def persistent_load(self, pid: Any, /) -> Any:
+    def persistent_load(self, pid: Any) -> Any:
         raise DinotrackError("it refers to objects outside the file")
 
 
@@ -123,7 +145,7 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     """
     try:
         with Path(path).open("rb") as file:
-            return _plain(_PlainUnpickler(file).load(), {})
+            return _plain(_PlainUnpickler(file, Path(path).stat().st_size).load(), {})
     except DinotrackError as error:
         raise DinotrackError(f"{path} is refused: {error}; expected plain values and NumPy arrays") from error
     except FileNotFoundError as error:
@@ -143,6 +165,8 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         made: Any = {}
         done[id(value)] = made
         made.update((_text(key), _plain(each, done)) for key, each in value.items())
+        if len(made) < len(value):
+            raise DinotrackError("it has one key twice")
     elif type(value) is list:
         made = []
         done[id(value)] = made
@@ -158,8 +182,12 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
 
 
 def _text(key: Any) -> Any:
-    """A key as text, where Python 2 wrote it as bytes."""
+    """A key that is a plain value; as text, where Python 2 wrote it as bytes."""
+    if isinstance(key, tuple):
+        return tuple(_text(each) for each in key)
+    if not (key is None or isinstance(key, bool | int | float | str | bytes)):
+        raise DinotrackError(f"it has a {type(key).__name__} as a key, which is no plain value")
     try:
         return key.decode() if isinstance(key, bytes) else key
     except UnicodeDecodeError as error:
-        raise DinotrackError(f"a key {key!r} is no text") from error
+        raise DinotrackError(f"a key {quoted(key)} is no text") from error

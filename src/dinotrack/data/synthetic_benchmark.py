@@ -102,7 +102,13 @@ def write_benchmark(
         written.append(dump(clips, folder / "synthetic_davis.pkl"))
     if "list" in formats:
         written.append(dump(list(clips.values()), folder / "synthetic_list.pkl"))
+    if jpeg and "shards" not in formats:
+        raise DinotrackError("only the frames of shards can be JPEG; choose that format")
     if "shards" in formats:
+        for old in (folder / "shards").glob(
+            "????_of_????.pkl"
+        ):  # of another subset, they would be read with the new ones
+            old.unlink()
         each = [{**clip, "video": encoded(clip["video"])} if jpeg else clip for clip in clips.values()]
         parts = [each[start : start + 3] for start in range(0, len(each), 3)]
         for number, part in enumerate(parts):

@@ -1,5 +1,6 @@
 """TAP-Vid's files (Doersch et al., NeurIPS 2022; RoboTAP, 2023): pickles of clips with their tracks, read one clip at a time."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class TapVid:
     ) -> None:
         check_mode(mode)
         self.path, self.resolution, self.mode, self.stride, self.fps = Path(path), resolution, mode, stride, fps
+        self.seen = dict[str, Path]()
 
     def files(self) -> list[Path]:
         """The pickles, sorted by name.
@@ -65,18 +67,18 @@ class TapVid:
         known: list[str] = []
         for file in self._likely(name):
             content = self._content(file)
-            if name in content:
-                entry = content[name]
-                del content  # the other clips
-                return self._clip(name, entry, f"{file}, clip {name}")
             known += content
+            if name in content:
+                entry = content.pop(name)
+                content.clear()  # the other clips
+                return self._clip(name, entry, f"{file}, clip {name}")
         choose(name, known, str(self.path))
         raise AssertionError  # `choose` has raised
 
     def _likely(self, name: str) -> list[Path]:
-        """The files, first the one after which a clip of a list is named."""
+        """The files, first the one that had this clip when it was last read, or after which a clip of a list is named."""
         stem = name.rpartition("-")[0]
-        return sorted(self.files(), key=lambda file: file.stem != stem)
+        return sorted(self.files(), key=lambda file: (self.seen.get(name) != file, file.stem != stem))
 
     def _content(self, file: Path) -> dict[str, Any]:
         """What a file says of each clip, undecoded."""
@@ -85,7 +87,11 @@ class TapVid:
             content = {f"{file.stem}-{number:04d}": entry for number, entry in enumerate(content)}
         if not isinstance(content, dict) or not content:
             raise DinotrackError(f"{file} holds a {type(content).__name__}; expected a dict or a list of clips")
-        return {plain_name(name, str(file)): entry for name, entry in content.items()}
+        named = {plain_name(name, str(file)): entry for name, entry in content.items()}
+        if len(named) < len(content):
+            raise DinotrackError(f"{file} has two clips of one name")
+        self.seen |= dict.fromkeys(named, file)
+        return named
 
     def _clip(self, name: str, entry: Any, where: str) -> BenchmarkClip:
         missing = {"video", "points", "occluded"} - set(entry if isinstance(entry, dict) else ())
@@ -127,10 +133,10 @@ def decoded(stored: Any, where: str) -> Tensor:
     Raises:
         DinotrackError: for anything else, with the clip.
     """
-    if isinstance(stored, np.ndarray) and stored.dtype.kind != "S":
+    if not isinstance(stored, list | tuple) and not (isinstance(stored, np.ndarray) and stored.dtype.kind == "S"):
         frames = numbers(stored, (None, None, None, 3), "video", where)
-        if frames.dtype != np.uint8:
-            raise DinotrackError(f"{where}: video is {frames.dtype}; expected uint8")
+        if frames.dtype != np.uint8 or not frames.size:
+            raise DinotrackError(f"{where}: video is {frames.dtype} {frames.shape}; expected uint8 and no side of 0")
     else:
         pictures = [_picture(each, number, where) for number, each in enumerate(stored)]
         if len({picture.shape for picture in pictures}) != 1:
@@ -142,7 +148,10 @@ def decoded(stored: Any, where: str) -> Tensor:
 def _picture(encoded: Any, number: int, where: str) -> np.ndarray:
     found = None
     if isinstance(encoded, bytes) and encoded:
-        found = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        with suppress(cv2.error):  # as of a picture whose header asks for gigabytes
+            # Points are of the picture as it is stored, whatever its orientation flag says.
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            found = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if found is None:
         raise DinotrackError(f"{where}: frame {number} of video is no readable picture; expected JPEG bytes")
     return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
