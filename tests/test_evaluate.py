@@ -22,7 +22,12 @@ from dinotrack.training.evaluating import one_clip_a_job
 
 SIZE = (64, 48)
 TINY = ["experiment=tiny", "steps=3", "resolution=64", "method.batch.flow_pairs=16", "method.delta.hidden=[4,8]"]
+TINY += ["trainer.log_every_n_steps=1"]
 RAW = ["experiment=tiny", "resolution=64", "method=raw_features"]
+
+
+MANY = bytes.fromhex("89504e470d0a1a0a0000000d49484452000186a0000186a0080200000000000000")
+"""The head of a picture of 100 000 x 100 000 pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def scores(folder: Path) -> list[dict[str, str]]:
     """Rows of the table, without what a second run of the same cannot repeat."""
     with open(folder / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "peak"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "peak", "config"))} for row in rows]
 
 
 def test_every_method_predicts_skips_and_scores(
@@ -56,7 +61,7 @@ def test_every_method_predicts_skips_and_scores(
     assert {row["group"] for row in first} == {"low", "middle", "high"}
     assert all(0 <= float(row["aj"]) <= 100 and row["benchmark"] == "tapvid_davis" for row in first)
     kept = {path.name for path in (folder / "clip1").iterdir()}
-    assert kept == {"config.yaml", "summary.json", "tracks.npz", "truth.safetensors", "tracker.ckpt"}
+    assert kept == {"config.yaml", "summary.json", "tracks.npz", "truth.safetensors", "tracker.ckpt", "metrics.csv"}
     assert read_checkpoint(folder / "clip1" / "tracker.ckpt")["dinotrack"]["video"]["frames"] == 7
     before = (folder / "clip0" / "tracks.npz").stat().st_mtime_ns
     capsys.readouterr()
@@ -80,23 +85,85 @@ def test_score_needs_neither_the_benchmark_nor_a_fit(davis: Path, tmp_path: Path
 
 
 def test_clips_by_name_in_several_jobs_make_one_table(
-    davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(words(davis, tmp_path / "whole", *RAW))
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     cli.main(words(davis, tmp_path / "jobs", *RAW, "-m"))
     assert scores(tmp_path / "jobs") == scores(tmp_path / "whole")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 of 3 clips are done; meanwhile, dinotrack score" in out and out.count("scores.csv has each") == 1
     cli.main(words(davis, tmp_path / "named", *RAW, "benchmark.clip=[clip2,clip0]"))
     assert [row["clip"] for row in scores(tmp_path / "named")] == ["clip0", "clip2"]
 
 
 def test_a_multirun_lists_the_clips_unless_some_are_named(davis: Path) -> None:
     asked = ["-m", *words(davis, Path("x"))[1:], "method=raw_features,flow_chain", "benchmark.mode=first"]
-    assert one_clip_a_job(asked) == ["-m", "benchmark.clip='clip0','clip1','clip2'", *asked[1:]]
+    clips = ["benchmark.clip='clip0','clip1','clip2'", "benchmark.of=3"]
+    assert one_clip_a_job(asked) == ["-m", *clips, *asked[1:]]
     assert one_clip_a_job([*asked[1:], "-m"])[0].startswith("benchmark.clip=")
     named = [*asked, "benchmark.clip=clip0,clip2"]
     assert one_clip_a_job(named) == named
     assert one_clip_a_job(["-m", "benchmark=synthetic", "benchmark.subset=four"])[1].count(",") == 3
+
+
+def test_methods_in_one_multirun_are_kept_apart(davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's own folder, named after the default method, does not disturb the documented `dinotrack score runs/evaluate/*`."""
+    monkeypatch.chdir(tmp_path)
+    several = ["evaluate", "-m", "benchmark=tapvid_davis", f"benchmark.path={davis}", "benchmark.resolution=null"]
+    several += ["experiment=tiny", "resolution=64", "method=raw_features,flow_chain", f"cache_dir={tmp_path / 'cache'}"]
+    cli.main(several)
+    folders = sorted((tmp_path / "runs" / "evaluate").iterdir())
+    assert [{row["method"] for row in scores(folder)} for folder in folders if (folder / "scores.csv").exists()] == [
+        {"flow_chain"},
+        {"raw_features"},
+    ]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["score", *map(str, folders), "--output", str(tmp_path / "all")])
+    assert done.value.code == 0 and len((tmp_path / "all.md").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["benchmark=tapvid_davis,robotap"], "cannot list the clips of several benchmarks"),
+        (["benchmark=synthetic", "benchmark.subset=all,four"], "cannot list the clips of several benchmarks"),
+        (["benchmark=synthetic", "benchmark.subset=five"], "subset='five'; choose all or four"),
+        (["benchmark=synthetic", "seed=[1"], "an override cannot be read"),
+    ],
+)
+def test_a_wrong_multirun_gets_one_line(wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", "-m", *wrong])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_what_a_method_does_not_read_is_no_other_setting(davis: Path, tmp_path: Path) -> None:
+    cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.clip=clip0"))
+    cli.main(words(davis, tmp_path / "raw", *RAW, "steps=99", "queries=grid:9", "losses.flow.weight=3"))
+    assert len(scores(tmp_path / "raw")) == 3
+
+
+def test_a_clip_without_queries_costs_no_fit(tmp_path: Path) -> None:
+    clip = stored(synthetic_clip(0, 5, SIZE, points=4))
+    hidden = {**clip, "occluded": np.ones((4, 5), bool)}
+    path = tmp_path / "davis.pkl"
+    path.write_bytes(pickle.dumps({"clip0": clip, "hidden": hidden}))
+    cli.main(words(path, tmp_path / "fitted", *TINY))
+    rows = scores(tmp_path / "fitted")
+    assert [row["queries"] for row in rows] == ["4", "0"] and rows[1]["aj"] == "nan" and rows[1]["group"] == ""
+    assert not (tmp_path / "fitted" / "hidden" / "tracker.ckpt").exists()
+
+
+def test_the_users_empty_folders_stay(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "deep"
+    mine.mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        cli.main(words(tmp_path / "nothing", mine, *RAW))
+    assert mine.is_dir()
 
 
 def test_other_settings_need_another_folder(davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +172,16 @@ def test_other_settings_need_another_folder(davis: Path, tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.mode=first"))
     assert "other settings (benchmark.mode was strided, is first); give another folder=" in capsys.readouterr().err
+    other = tmp_path / "other.pkl"
+    other.write_bytes(davis.read_bytes())
+    for more, message in (
+        (f"benchmark.path={other}", "benchmark.path was"),
+        ("start=2", "start=2: an evaluation tracks the benchmark's clips as they are"),
+        ("benchmark.clip=[]", "names no clip"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*words(davis, tmp_path / "raw", *RAW), more])
+        assert message in capsys.readouterr().err
     cli.main(words(davis, tmp_path / "raw", *RAW))  # another choice of clips is no other setting
     assert len(scores(tmp_path / "raw")) == 3
 
@@ -112,13 +189,16 @@ def test_other_settings_need_another_folder(davis: Path, tmp_path: Path, capsys:
 def test_a_clip_that_fails_is_named_and_the_others_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made: dict[str, Any] = {f"clip{seed}": stored(synthetic_clip(seed, 5, SIZE, points=4)) for seed in range(2)}
     made["broken"] = {**made["clip0"], "points": np.zeros((4, 3, 2))}
+    made["large"] = {**made["clip0"], "video": [MANY]}
     path = tmp_path / "davis.pkl"
-    path.write_bytes(pickle.dumps({name: made[name] for name in ("clip0", "broken", "clip1")}))
+    path.write_bytes(pickle.dumps({name: made[name] for name in ("clip0", "broken", "large", "clip1")}))
     with pytest.raises(SystemExit) as stop:
         cli.main(words(path, tmp_path / "raw", *RAW))
     assert stop.value.code == 2
     lines = capsys.readouterr().err
-    assert "[2/3] broken: " in lines and "clip broken: points is" in lines and "1 of 3 clips failed (broken)" in lines
+    assert "[2/4] broken: " in lines and "clip broken: points is" in lines
+    assert "clip large: frame 0 of video is no readable picture" in lines
+    assert "2 of 4 clips failed (broken, large)" in lines
     assert [row["clip"] for row in scores(tmp_path / "raw")] == ["clip0", "clip1"]
     assert not (tmp_path / "raw" / "broken").exists()
 
@@ -142,7 +222,7 @@ def test_a_missing_or_hostile_benchmark_gets_one_line(tmp_path: Path, capsys: py
 
 def test_a_killed_evaluation_goes_on_to_the_same_table(davis: Path, tmp_path: Path) -> None:
     """SIGKILL in the midst of a fit; the second start skips what is done and resumes what is not."""
-    fitted = [*TINY[:1], "steps=14", *TINY[2:], "checkpoint_every=2", "benchmark.clip=[clip0,clip1]"]
+    fitted = [*TINY, "steps=14", "checkpoint_every=2", "benchmark.clip=[clip0,clip1]"]
     cli.main(words(davis, tmp_path / "whole", *fitted))
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "dinotrack", *words(davis, folder, *fitted)]
@@ -221,3 +301,8 @@ def test_a_damaged_summary_is_named(davis: Path, tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit):
         cli.main(words(davis, tmp_path / "raw", *RAW))
     assert "is damaged" in capsys.readouterr().err
+    cli.main(words(davis, tmp_path / "again", *RAW, "benchmark.clip=clip0"))
+    (tmp_path / "again" / "clip0" / "truth.safetensors").write_text("")
+    with pytest.raises(SystemExit):
+        cli.main(["score", str(tmp_path / "again")])
+    assert f"delete {tmp_path / 'again' / 'clip0'} to predict it again" in capsys.readouterr().err

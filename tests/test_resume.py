@@ -227,7 +227,7 @@ def test_other_settings_are_refused_by_name(
         ("callbacks.rebuild.every=2", r"callbacks\.rebuild\.every was 3, is 2"),
         ("backbone.spatial_bin_size=3", "backbone.spatial_bin_size was 4, is 3"),
     ):
-        with pytest.raises(DinotrackError, match=words + r".*give the same settings, or another hydra\.run\.dir"):
+        with pytest.raises(DinotrackError, match=words + r".*give the same settings, or another folder for the run"):
             run(folder, video, change, cache=cache)
     with pytest.raises(DinotrackError, match="video was"):
         run(folder, Video(video.frames.flip(0), masks=video.masks), cache=cache)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dinotrack import DinotrackError, Tracks
+from dinotrack import DinotrackError, Tracks, scoreboard
 from dinotrack.benchmark_metrics import BadjaMetric, TapVidMetric, flattened
 from dinotrack.data.export import save_npz
 from dinotrack.evaluation import score_tracks
@@ -44,7 +44,7 @@ def predicted(folder: Path, clip: str, target: PointTruth, tracks: Tracks, **abo
     save_npz(tracks, where / "tracks.npz")
     target.save(where / "truth.safetensors")
     stages = [{"name": "fit", "seconds": 2.0, "peak_memory_mb": 10.0, "peak_gpu_memory_mb": 0.0}] * 2
-    evaluation = {"benchmark": "b", "method": "m", "clip": clip, "settings": {}, **about}
+    evaluation = {"benchmark": "b", "method": "m", "clip": clip, "settings": {}, "settings_hash": "5e7", **about}
     environment = {"commit": "abc", "hardware": "2x Test"}
     summary = {"stages": stages, "environment": environment, "evaluation": evaluation}
     (where / "summary.json").write_text(json.dumps(summary))
@@ -65,7 +65,7 @@ def test_a_row_says_what_was_tracked_and_what_it_cost(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path)
     expected = {"benchmark": "b", "method": "m", "clip": "a", "mode": "strided", "size": "128x64", "frames": 8}
     expected |= {"queries": 5, "seconds": 4.0, "peak_memory_mb": 10.0, "commit": "abc", "hardware": "2x Test"}
-    expected |= {"config": "a/config.yaml", "group": ""}
+    expected |= {"config": str(tmp_path / "a" / "config.yaml"), "settings": "5e7", "group": ""}
     assert expected.items() <= row.items()
     assert row["occlusion"] == pytest.approx(100 * float((~truth().visible).double().mean()), abs=0.01)
 
@@ -83,7 +83,10 @@ def test_clips_fall_into_thirds_by_occlusion(tmp_path: Path) -> None:
     for number, hidden in enumerate([0.9, 0.0, 0.5, 0.1, 0.7, 0.4]):
         target = truth(number, points=40, hidden=hidden)
         predicted(tmp_path, f"c{number}", target, tracks_off(target))
+    nothing = truth()[torch.zeros(0, dtype=torch.long)]
+    predicted(tmp_path, "b", nothing, tracks_off(nothing))  # no rate, no group, and in nobody's way
     groups = {row["clip"]: row["group"] for row in rows_of(tmp_path)}
+    assert groups.pop("b") == ""
     assert groups == {"c1": "low", "c3": "low", "c5": "middle", "c2": "middle", "c4": "high", "c0": "high"}
 
 
@@ -110,6 +113,28 @@ def test_files_hold_every_clip_and_the_tables(tmp_path: Path) -> None:
     text = (tmp_path / "x" / "scores.md").read_text()
     mean = sum(row["aj"] for row in rows) / 3
     assert f"| {mean:.1f} |" in text and "| middle |" in text and "| c2 |" in text
+
+
+def test_a_clip_that_is_finished_meanwhile_is_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted(tmp_path, "a", truth(), tracks_off(truth()))
+    read = scoreboard.clip_row
+
+    def slow(folder: Path) -> dict[str, Any]:
+        if not (tmp_path / "b").exists():
+            predicted(tmp_path, "b", truth(1), tracks_off(truth(1)))
+        return read(folder)
+
+    monkeypatch.setattr(scoreboard, "clip_row", slow)
+    assert [row["clip"] for row in write_scores(tmp_path)] == ["a", "b"]
+
+
+def test_folders_without_predictions_are_left_out_unless_all_are(tmp_path: Path) -> None:
+    predicted(tmp_path / "one", "c", truth(), tracks_off(truth()))
+    (tmp_path / "two").mkdir()
+    compare([tmp_path / "two", tmp_path / "one"], tmp_path / "all")
+    assert len((tmp_path / "all.md").read_text().splitlines()) == 3
+    with pytest.raises(DinotrackError, match="two has no predictions"):
+        compare([tmp_path / "two"])
 
 
 def test_methods_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

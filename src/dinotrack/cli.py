@@ -28,6 +28,9 @@ TOOLS = {
     "make-benchmark": "write our synthetic benchmark as TAP-Vid's files",
 }
 
+OUTPUTS = ("hydra.run.dir=", "hydra.sweep.dir=", "folder=", "table=")
+"""Overrides that name where results go."""
+
 USAGE = """dinotrack {version}: track any point through a video, trained at test time on that one video
 
 usage: dinotrack COMMAND [key=value ...]
@@ -100,7 +103,11 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
         if command == "evaluate" and {"-m", "--multirun"} & set(rest):
             from dinotrack.training.evaluating import one_clip_a_job
 
-            sys.argv[1:] = one_clip_a_job(rest)
+            jobs: list[str] = []
+            code = plainly(lambda: jobs.extend(one_clip_a_job(rest)))
+            if code:
+                sys.exit(code)
+            sys.argv[1:] = jobs
     except DinotrackError as error:
         sys.exit(f"dinotrack: {error}")
     hydra.main(version_base="1.3", config_path=folder, config_name=command)(task)()
@@ -139,7 +146,7 @@ def user_error(error: BaseException) -> BaseException | None:
 
 def existing_folders(rest: Sequence[str]) -> set[Path]:
     """The folders on the way to the run folder that are there already, and so are not ours to remove."""
-    named = [word.split("=", 1)[1] for word in rest if word.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+    named = [word.split("=", 1)[1] for word in rest if word.startswith(OUTPUTS)]
     paths = [Path(name).absolute() for name in [*named, "runs/x/y"]]
     return {parent for path in paths for parent in (path, *path.parents) if parent.exists()}
 
@@ -209,6 +216,8 @@ def score(rest: Sequence[str]) -> None:
 
     from dinotrack.scoreboard import compare
 
+    if options.output and not options.output.name:
+        parser.error(f"--output {options.output}: expected a name, as runs/all for runs/all.csv and runs/all.md")
     compare(options.folders, options.output)
 
 

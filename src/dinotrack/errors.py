@@ -10,6 +10,7 @@ class DinotrackError(ValueError):
 class Stopped(DinotrackError):
     """A signal ended the work in good order; the exit code is the shell's for that signal."""
 
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
+    def __init__(self, where: str, again: str, number: int) -> None:
+        super().__init__(f"{where}; {again}")
+        self.where, self.number = where, number
         self.exit_code = 128 + number

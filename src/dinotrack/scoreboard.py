@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,15 @@ from dinotrack.evaluation import score_tracks
 from dinotrack.metrics import occlusion_rate
 from dinotrack.structs import PointTruth, write_atomically
 
+log = logging.getLogger(__name__)
+
 TRACKS, TRUTH, SUMMARY = "tracks.npz", "truth.safetensors", "summary.json"
 """What a finished clip has in its folder; the summary is written last."""
 CSV, MARKDOWN = "scores.csv", "scores.md"
 GROUPS = ("low", "middle", "high")
 """Thirds of the clips by their occlusion rate ([P] Fig. 6)."""
 ABOUT = ("benchmark", "method", "clip", "mode", "size", "frames", "queries", "occlusion", "group")
-COST = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "commit", "hardware", "config")
+COST = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb", "commit", "hardware", "settings", "config")
 LABELS = {
     "delta_avg": "δ_avg",
     "oa": "OA",
@@ -55,16 +58,21 @@ def clip_row(folder: Path) -> dict[str, Any]:
         about, environment, stages = summary["evaluation"], summary["environment"], summary["stages"]
         cost = {
             "seconds": round(sum(stage["seconds"] for stage in stages), 2),
-            "peak_memory_mb": max(stage["peak_memory_mb"] for stage in stages),
-            "peak_gpu_memory_mb": max(stage["peak_gpu_memory_mb"] for stage in stages),
+            "peak_memory_mb": max((stage["peak_memory_mb"] for stage in stages), default=0.0),
+            "peak_gpu_memory_mb": max((stage["peak_gpu_memory_mb"] for stage in stages), default=0.0),
             "commit": environment["commit"],
             "hardware": environment["hardware"],
-            "config": f"{folder.name}/config.yaml",
+            "settings": about["settings_hash"],
+            "config": (folder / "config.yaml").as_posix(),
         }
         named = {name: about[name] for name in ("benchmark", "method", "clip")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DinotrackError(f"{folder / SUMMARY} is damaged ({error}); delete {folder} to predict it again") from error
-    truth, tracks = PointTruth.load(folder / TRUTH), load_npz(folder / TRACKS)
+    try:
+        truth, tracks = PointTruth.load(folder / TRUTH), load_npz(folder / TRACKS)
+        scores = flattened(score_tracks(truth, tracks))
+    except DinotrackError as error:
+        raise DinotrackError(f"{error}: delete {folder} to predict it again") from error
     return {
         **named,
         "mode": truth.mode,
@@ -72,7 +80,7 @@ def clip_row(folder: Path) -> dict[str, Any]:
         "frames": tracks.xy.shape[1],
         "queries": len(truth),
         "occlusion": round(100 * occluded_share(truth), 2),
-        **flattened(score_tracks(truth, tracks)),
+        **scores,
         **cost,
     }
 
@@ -95,16 +103,19 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     rows = [clip_row(path) for path in finished(folder)]
     if not rows:
         raise DinotrackError(f"{folder} has no predictions; make them with dinotrack evaluate folder={folder}")
-    order = sorted(range(len(rows)), key=lambda index: (rows[index]["occlusion"], rows[index]["clip"]))
-    for place, index in enumerate(order):
-        rows[index]["group"] = GROUPS[3 * place // len(rows)] if len(rows) >= 3 else ""
-    return rows
+    known = sorted(
+        (row for row in rows if not math.isnan(row["occlusion"])), key=lambda row: (row["occlusion"], row["clip"])
+    )
+    groups = {
+        row["clip"]: GROUPS[3 * place // len(known)] if len(known) >= 3 else "" for place, row in enumerate(known)
+    }
+    return [{**row, "group": groups.get(row["clip"], "")} for row in rows]
 
 
 def means_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One row: means over clips of every score, without the clips where it is NaN, and what they cost."""
     own = {*ABOUT, *COST}
-    scores = [name for name in rows[0] if name not in own]
+    scores = dict.fromkeys(name for row in rows for name in row if name not in own)
     first = rows[0]
     line: dict[str, Any] = {name: first[name] for name in ("benchmark", "method", "mode")} | {"clips": len(rows)}
     line |= {name: mean([row[name] for row in rows if name in row]) for name in scores}
@@ -176,6 +187,8 @@ def write_scores(folder: Path) -> list[dict[str, Any]]:
         DinotrackError: as `rows_of` does, or when they cannot be written.
     """
     rows = rows_of(folder)
+    while len(finished(folder)) > len(rows):  # another job has finished a clip meanwhile
+        rows = rows_of(folder)
     parts = [markdown(*headline([means_of(rows)], ("benchmark", "method", "clips")))]
     if groups := by_group(rows):
         parts.append("By occlusion rate, a third of the clips each:\n\n")
@@ -192,7 +205,12 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> None:
     Raises:
         DinotrackError: as `write_scores` does.
     """
-    rows = [write_scores(folder) for folder in folders]
+    empty = [folder for folder in folders if not finished(folder)]
+    if len(empty) == len(folders):
+        write_scores(folders[0])  # which says what to do
+    for folder in empty:
+        log.warning("%s has no predictions", folder)
+    rows = [write_scores(folder) for folder in folders if folder not in empty]
     titles, cells = headline([means_of(each) for each in rows], ("benchmark", "method", "clips"))
     table = Table(*(Column(title, no_wrap=title in ("benchmark", "method")) for title in titles))
     for line in cells:

@@ -161,7 +161,7 @@ class Resumable(L.Callback):
         if self.saved_for:
             where = f"stopped by {self.saved_for.name} at step {trainer.global_step} of {trainer.max_steps}"
             again = f"the same command with hydra.run.dir={self.path.parent} resume=true goes on from there"
-            raise Stopped(f"{where}; {again}", self.saved_for)
+            raise Stopped(where, again, self.saved_for)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.signals.remove()

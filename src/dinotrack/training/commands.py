@@ -219,9 +219,12 @@ def evaluate_command(config: DictConfig, _: Path) -> None:
     try:
         predict_clips(config, folder, make, save_config, say)
     finally:
-        if finished(folder):
+        done, jobs = len(finished(folder)), config.benchmark.of
+        if jobs and done < jobs:  # a job of many: the last one makes the table
+            say(f"{done} of {jobs} clips are done; meanwhile, dinotrack score {folder}")
+        elif done:
             compare([folder])
-            say(f"{folder / CSV} has every clip, {folder / MARKDOWN} the tables")
+            say(f"{folder / CSV} has each of the {done} clips that are done, {folder / MARKDOWN} the tables")
 
 
 def trackers_of(

@@ -1,12 +1,15 @@
 """`dinotrack evaluate`: a benchmark's clips one after the other, each predicted to a folder of its own."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,17 +21,35 @@ from dinotrack.evaluation import predict
 from dinotrack.methods.published import PUBLISHED_SIZE, load_published
 from dinotrack.progress import shown
 from dinotrack.scoreboard import SUMMARY, TRACKS, TRUTH, finished
+from dinotrack.structs import Tracks
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import settings_of
 from dinotrack.training.config import compose_config, fixed_size, pick_device
 from dinotrack.training.fit import flatten
 from dinotrack.training.stages import Stages
 from dinotrack.training.stopping import RESUME
+from dinotrack.training.unfitted import UNFITTED
 
 log = logging.getLogger(__name__)
 
-WHERE = ("path", "videos", "source", "clip", "subset", "joints", "frames", "masks")
-"""Settings of a benchmark that say where it lies and which clips are asked for, not what a clip's prediction is."""
+ASKED = ("source", "clip", "subset", "of")
+"""Settings of a benchmark that say which clips are asked for, not what a clip's prediction is; `source` repeats the others."""
+UNREAD = (
+    "folder",
+    "save_tracker",
+    "video",
+    "start",
+    "stop",
+    "masks",
+    "truth",
+    "synthetic",
+    "baselines",
+    "device",
+    "interpolate",
+)
+UNREAD += ("queries", "queries_frame", "queries_on_mask")
+FITTED = ("losses", "callbacks", "trainer", "steps", "compile", "supervision")
+"""What a method that is not fitted does not read."""
 
 Make = Callable[[BenchmarkClip, Path, Stages], Tracker]
 
@@ -49,15 +70,24 @@ def chosen_clips(config: DictConfig, benchmark: Benchmark) -> list[str]:
     given = config.benchmark.clip
     if given is None:
         return benchmark.names()
-    return [str(name) for name in given] if OmegaConf.is_list(given) else [str(given)]
+    names = [str(name) for name in given] if OmegaConf.is_list(given) else [str(given)]
+    if not names:
+        raise DinotrackError("benchmark.clip=[] names no clip; give some names, or null for all")
+    return names
 
 
 def evaluated_settings(config: DictConfig) -> dict[str, Any]:
     """What a prediction depends on, as dotted names and plain values."""
+    for name in ("start", "stop", "masks", "truth"):
+        if config[name] not in (None, 0):
+            raise DinotrackError(f"{name}={config[name]}: an evaluation tracks the benchmark's clips as they are")
     whole = settings_of(config)
-    dropped = ("folder", "save_tracker", "video", "table")
+    dropped = (*UNREAD, *(FITTED if config.method.name in UNFITTED else ()))
     kept = {name: value for name, value in whole.items() if name not in dropped}
-    kept["benchmark"] = {name: value for name, value in whole["benchmark"].items() if name not in WHERE}
+    kept["benchmark"] = {name: value for name, value in whole["benchmark"].items() if name not in ASKED}
+    for name in ("path", "videos"):
+        if kept["benchmark"].get(name):
+            kept["benchmark"][name] = str(Path(kept["benchmark"][name]).absolute())
     return flatten(kept)
 
 
@@ -112,11 +142,14 @@ def predict_clips(
                 f"{place}: {len(clip.video)} frames of {clip.video.size[0]}x{clip.video.size[1]}, {len(clip.truth)} queries"
             )
             predict_clip(config, clip, folder / clip.name, make, settings, save_config)
-        except Stopped:
-            raise
-        except DinotrackError as error:
-            log.error("%s: %s", place, error)
+        except Stopped as error:
+            raise Stopped(f"{place}: {error.where}", "the same command goes on from there", error.number) from error
+        except Exception as error:  # of one clip, as memory that does not suffice; the others have their turn
+            reason = error if isinstance(error, DinotrackError) else f"{type(error).__name__}: {error}"
+            log.error("%s: %s", place, reason)
+            log.debug("", exc_info=error)
             failed.append(name)
+        clip = None  # one clip at a time is in memory
     if failed:
         raise DinotrackError(
             f"{len(failed)} of {len(names)} clips failed ({', '.join(failed[:5])}), their reasons stand above"
@@ -134,16 +167,27 @@ def predict_clip(
     """Track the queries of one clip and keep tracks, ground truth, costs and settings; the summary comes last."""
     stages = Stages()
     save_config(config, folder)
-    tracker = make(clip, folder, stages)
-    with stages.stage("track"):
-        tracks = predict(tracker, clip.truth, clip.video.size, progress=shown)
+    tracks = no_tracks(clip)
+    if len(clip.truth):  # else there is nothing to fit for
+        tracker = make(clip, folder, stages)
+        with stages.stage("track"):
+            tracks = predict(tracker, clip.truth, clip.video.size, progress=shown)
     save_npz(tracks, folder / TRACKS)
     clip.truth.save(folder / TRUTH)
-    about = {"benchmark": config.benchmark.name, "method": config.method.name, "clip": clip.name, "settings": settings}
-    stages.save(folder / SUMMARY, evaluation=about)
+    about = {"benchmark": config.benchmark.name, "method": config.method.name, "clip": clip.name}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    stages.save(folder / SUMMARY, evaluation={**about, "settings": settings, "settings_hash": digest})
     spare = [RESUME] if config.save_tracker else [RESUME, "tracker.ckpt"]
     for name in spare:
         (folder / name).unlink(missing_ok=True)
+
+
+def no_tracks(clip: BenchmarkClip) -> Tracks:
+    """Those of a clip without queries."""
+    nothing = torch.zeros(0, len(clip.video))
+    return Tracks(
+        torch.zeros(0, 3), torch.zeros(0, len(clip.video), 2), nothing.bool(), nothing, clip.video.size, clip.video.fps
+    )
 
 
 def published_tracker(config: DictConfig, clip: BenchmarkClip) -> Tracker:
@@ -176,16 +220,22 @@ def one_clip_a_job(words: Sequence[str]) -> list[str]:
     Raises:
         DinotrackError: when the benchmark cannot be read.
     """
-    parser = OverridesParser.create()
-    given = parser.parse_overrides([word for word in words if "=" in word and not word.startswith("-")])
-    if any(each.key_or_group == "benchmark.clip" for each in given):
+    try:
+        plain = [word for word in words if "=" in word and not word.startswith("-")]
+        given = OverridesParser.create().parse_overrides(plain)
+    except HydraException as error:
+        raise DinotrackError(f"an override cannot be read: {str(error).splitlines()[0]}") from error
+    of_benchmark = [each for each in given if each.key_or_group.split(".")[0] == "benchmark"]
+    if any(each.key_or_group == "benchmark.clip" for each in of_benchmark):
         return list(words)
-    plain = [
-        each.input_line or ""
-        for each in given
-        if each.key_or_group.split(".")[0] == "benchmark" and not each.is_sweep_override()
+    swept = [
+        each.key_or_group for each in of_benchmark if each.is_sweep_override() and each.key_or_group != "benchmark.mode"
     ]
-    names = benchmark_of(compose_config("evaluate", overrides=plain)).names()
+    if swept:
+        raise DinotrackError(f"-m cannot list the clips of several benchmarks ({swept[0]}); evaluate one at a time")
+    lines = [each.input_line or "" for each in of_benchmark if not each.is_sweep_override()]
+    names = benchmark_of(compose_config("evaluate", overrides=lines)).names()
     # Beside the other overrides: the parser of the command line wants them in one row.
     place = next((index for index, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-    return [*words[:place], "benchmark.clip=" + ",".join(f"'{name}'" for name in names), *words[place:]]
+    clips = "benchmark.clip=" + ",".join(f"'{name}'" for name in names)
+    return [*words[:place], clips, f"benchmark.of={len(names)}", *words[place:]]

@@ -77,7 +77,9 @@ def read_resumable(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     changed = [n for n in names if before.get(n) != settings.get(n)]
     if changed:
         what = "; ".join(f"{n} was {before.get(n)}, is {settings.get(n)}" for n in changed[:5])
-        raise DinotrackError(f"cannot resume from {path}: {what}; give the same settings, or another hydra.run.dir")
+        raise DinotrackError(
+            f"cannot resume from {path}: {what}; give the same settings, or another folder for the run"
+        )
     return content
 
 
