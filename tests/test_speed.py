@@ -60,7 +60,7 @@ def test_delta_dino(inputs: Inputs) -> None:
 def test_a_training_step(late: bool, inputs: Inputs) -> None:
     """The loss and its gradients, full pair counts, both halves of the run."""
     delta, head, batch = inputs.delta.train(), inputs.head, inputs.batch
-    assert len(batch.flow) == 512 and len(batch.best_buddies) > 10
+    assert len(batch.flow) == 512 and len(batch.best_buddies) >= 10
     assert not late or (len(batch.refined) > 10 and len(batch.cycle) > 10)
     parameters = [*delta.parameters(), *head.parameters()]
     refined = delta.refine(batch.features, batch.images, batch.frames, batch.grid)
@@ -70,9 +70,9 @@ def test_a_training_step(late: bool, inputs: Inputs) -> None:
     expected = torch.autograd.grad(plain, parameters)
     assert set(terms) == {"flow", "best_buddy", "prior"} | ({"refined_best_buddy", "cycle"} if late else set())
     assert float(ours.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
-    largest = max(float(gradient.abs().max()) for gradient in expected)
+    largest = max(float(gradient.norm()) for gradient in expected)
     for found, wanted in zip(gradients, expected, strict=True):
-        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-5 * largest)
+        assert float((found - wanted).norm()) <= 1e-5 * largest
 
 
 def test_tracks_and_visibility(inputs: Inputs) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dinotrack.geometry import sample
+from dinotrack.geometry import read_field
 from dinotrack.structs import PIXELS
 
 
@@ -97,7 +97,7 @@ def angle_prior(refined: Float[Tensor, "*n c"], raw: Float[Tensor, "*n c"]) -> F
 
 def follow(flow: Float[Tensor, "2 h w"], xy: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Positions one flow field on: x + f(x), f read bilinearly between pixel centres (§3)."""
-    return xy + sample(flow[None], torch.zeros(len(xy), dtype=torch.long, device=xy.device), xy, PIXELS)
+    return xy + read_field(flow, xy, PIXELS)
 
 
 def forward_backward_error(

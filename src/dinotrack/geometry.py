@@ -124,13 +124,24 @@ def sample(
     return torch.einsum("nk,nkc->nc", weights.float(), values)
 
 
+def read_field(field: Float[Tensor, "c h w"], xy: Float[Tensor, "n 2"], grid: Grid) -> Float[Tensor, "n c"]:
+    """What `sample` reads of one map with few channels, as optical flow has: many times faster, to about 1e-5 of a cell."""
+    points = _grid_points(xy, grid, field.shape[1], field.shape[2])[None, None]
+    return F.grid_sample(field[None], points, mode="bilinear", padding_mode="border", align_corners=True)[0, :, 0].T
+
+
+def _grid_points(xy: Float[Tensor, "*n 2"], grid: Grid, height: int, width: int) -> Float[Tensor, "*n 2"]:
+    """Raster positions in `grid_sample`'s units, where the outermost cell centres of an h×w map lie at -1 and 1."""
+    extent = xy.new_tensor([max(width - 1, 1), max(height - 1, 1)])
+    return 2 * to_index(xy, grid) / extent - 1
+
+
 def resample(
     maps: Float[Tensor, "t c h w"], source: Grid, target: Grid, height: int, width: int
 ) -> Float[Tensor, "t c h2 w2"]:
     """Maps on grid `source` sampled bilinearly, clamped at the border, at the cells of an h×w map on grid `target`."""
-    index = to_index(centres(height, width, target, maps.device), source)
-    extent = index.new_tensor([max(maps.shape[-1] - 1, 1), max(maps.shape[-2] - 1, 1)])
-    points = (2 * index / extent - 1).reshape(1, height, width, 2).expand(len(maps), -1, -1, -1)
+    points = _grid_points(centres(height, width, target, maps.device), source, maps.shape[-2], maps.shape[-1])
+    points = points.view(1, height, width, 2).expand(len(maps), -1, -1, -1)
     return F.grid_sample(maps, points.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=True)
 
 
