@@ -29,6 +29,12 @@ GROWTH = (8, 16, 32, 64)
 """Frames at size S over which growth is measured."""
 
 
+GOALS = {"tracklets": 5, "best_buddies": 7, "step_before": 1.1, "step_after": 1.8, "tracks": 10, "visibility": 50}
+"""How many times faster than the published implementation a stage is meant to be, at M on two cores."""
+BEYOND = {"step_before": 1.0, "step_after": 2.5}
+"""Seconds that a step may take beyond Delta-DINO itself, at M on two cores."""
+
+
 def timed(job: Job, device: torch.device, repeats: int, warm_up: int = 1) -> tuple[float, float]:
     """Median seconds, and peak memory in MB: of the GPU where it runs there, else of the process."""
     for _ in range(warm_up):
@@ -110,7 +116,7 @@ def line(x: tuple[int, ...], y: list[float]) -> tuple[float, float]:
 def table(rows: list[dict[str, Any]], size: str) -> str:
     """The rows as Markdown; at M beside the published implementation's seconds."""
     titles = ["stage", "per", "seconds", "plain", "ratio", "peak MB", "plain MB", "GFLOP", "of matrix rate"]
-    titles += ["published, s", "times"] if size == "M" else []
+    titles += ["published, s", "times", "goal"] if size == "M" else []
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in rows:
         cells = [row["stage"], row["per"], f"{row['seconds']:.3g}", shown(row, "plain_seconds", ".3g")]
@@ -118,9 +124,30 @@ def table(rows: list[dict[str, Any]], size: str) -> str:
         cells += [f"{row['gflop']:.0f}", f"{100 * row['share_of_matrix_rate']:.0f} %"]
         if size == "M":
             published = row.get("published_seconds_at_M")
-            cells += [f"{published:.1f}", f"{published / row['seconds']:.1f}"] if published else ["", ""]
+            times = published / row["seconds"] if published else 0.0
+            cells += [f"{published:.1f}", f"{times:.1f}", verdict(row["stage"], times)] if published else ["", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *(beyond(rows) if size == "M" else [])]) + "\n"
+
+
+def verdict(stage: str, times: float) -> str:
+    """Whether a goal is met; a miss is called a miss."""
+    if stage not in GOALS:
+        return ""
+    return f"{GOALS[stage]}{'' if times >= GOALS[stage] else ': MISSED'}"
+
+
+def beyond(rows: list[dict[str, Any]]) -> list[str]:
+    """What a step takes beyond Delta-DINO's forward, backward and Adam."""
+    seconds = {row["stage"]: row["seconds"] for row in rows}
+    lines = []
+    for stage, goal in BEYOND.items():
+        if {stage, "delta_dino_step"} <= seconds.keys():
+            more = seconds[stage] - seconds["delta_dino_step"]
+            lines.append(
+                f"- {stage}: {more:.2f} s beyond Delta-DINO itself; goal {goal} s{'' if more <= goal else ': MISSED'}"
+            )
+    return lines
 
 
 def shown(row: dict[str, Any], name: str, form: str) -> str:

@@ -17,6 +17,7 @@ from dinotrack.scoreboard import compare
 from dinotrack.training.stages import commit
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks, which are not installed
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
 DATA = ROOT.parent / "shared" / "data"
 HORSE = [f"video={DATA / 'horsejump-high' / 'video'}", f"truth={DATA / 'horsejump-high' / 'badja.json'}"]
@@ -134,6 +135,34 @@ def synthetic_by_kind() -> str:
 def synthetic_by_occlusion() -> str:
     groups = {group: [group] for group in ("low", "middle", "high")}
     return benchmark("synthetic", {"aj": "AJ"}, groups, "group", "aj")
+
+
+def speed() -> str:
+    """The table of `python -m benchmarks.run --size M`."""
+    from benchmarks.run import table as speed_table
+
+    rows = json.loads((RESULTS / "speed-M-cpu.json").read_text())
+    return f"{speed_table(rows, 'M')}\n{measured_where(rows)}"
+
+
+def speed_growth() -> str:
+    """Seconds against frames, with the line through them."""
+    rows = json.loads((RESULTS / "speed-growth-cpu.json").read_text())
+    frames = rows[0]["frames"]
+    titles = ["stage", *(f"{n} frames, s" for n in frames), "s a frame", "exponent, last doubling"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for row in rows:
+        cells = [f"{seconds:.3g}" for seconds in row["seconds"]]
+        lines.append(
+            f"| {row['stage']} | " + " | ".join(cells) + f" | {row['per_frame']:.3g} | {row['exponent']:.2f} |"
+        )
+    return "\n".join([*lines, "", measured_where(rows)])
+
+
+def measured_where(rows: list[dict[str, Any]]) -> str:
+    commits, machines = (", ".join(sorted({row[key] for row in rows})) for key in ("commit", "hardware"))
+    rates = sorted(row["matrix_gflops"] for row in rows)
+    return f"(commit {commits}; {machines}, {rates[0]:.0f} to {rates[-1]:.0f} GFLOP/s in products of matrices)"
 
 
 def round_all(scores: Any) -> Any:
@@ -273,6 +302,7 @@ def confidence() -> str:
 
 
 TABLES = {
+    "docs/speed.md": {"speed M": speed, "speed growth": speed_growth},
     "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
     "docs/ablations.md": {"intervals": intervals, "lora": lora, "confidence": confidence},
     "README.md": {
