@@ -101,6 +101,8 @@ def best_buddies(features: FeatureMap, chains: Tensor, side: float) -> list[Pair
     count, _, height, width = features.values.shape
     tokens, found = token_centres(height, width, features), []
     maps = F.normalize(features.values.flatten(2).transpose(1, 2).float(), dim=-1)
+    living = [torch.nonzero(~chains[:, frame, 0].isnan()).squeeze(1) for frame in range(count)]
+    places = [chains[living[frame], frame] for frame in range(count)]
     for i in range(count):
         for j in range(count):
             if i == j:
@@ -111,9 +113,8 @@ def best_buddies(features: FeatureMap, chains: Tensor, side: float) -> list[Pair
             target = forth[source]
             keep = torch.ones(len(source), dtype=torch.bool, device=source.device)
             for frame, other, chosen in ((i, j, source), (j, i, target)):
-                living = chains[~chains[:, frame, 0].isnan()]
-                nearest = torch.cdist(tokens[chosen], living[:, frame]).argmin(1)
-                keep &= living[nearest, other, 0].isnan()
+                nearest = living[frame][torch.cdist(tokens[chosen], places[frame]).argmin(1)]
+                keep &= chains[nearest, other, 0].isnan()
             source, target = source[keep], target[keep]
             ratio = torch.maximum(
                 second_peak(similar[source], tokens, side), second_peak(similar.T[target], tokens, side)
