@@ -147,7 +147,9 @@ def test_every_logger_steps(name: str, video: Video, tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_every_experiment_steps(name: str, video: Video, tmp_path: Path) -> None:
-    overrides = [*RANDOM, f"cache_dir={tmp_path}", "steps=1", "method.batch.flow_pairs=16", "resolution=64"]
+    # Of the published networks with random weights, RAFT finds no tracklet.
+    small = [*HIDDEN, "flow=dis", "backbone=dense_sift"] if name == "fast" else []
+    overrides = [*RANDOM, *small, f"cache_dir={tmp_path}", "steps=1", "method.batch.flow_pairs=16", "resolution=64"]
     assert fit(video, experiment=name, overrides=overrides, progress=False).track(torch.zeros(1, 3)).xy.isfinite().all()
 
 
