@@ -210,3 +210,19 @@ def test_confidence_falls_with_the_disagreement_and_with_the_angle(rng: torch.Ge
     assert confidence(torch.ones(1, 1), torch.zeros(1, 1)).item() == 1.0
     assert confidence(torch.ones(1, 1), torch.full((1, 1), torch.inf)).item() == 0.0
     assert confidence(torch.ones(1, 1), torch.full((1, 1), 35.0)).item() == 0.5  # R of the paper
+
+
+def test_of_equal_sources_the_first_is_the_buddy(rng: torch.Generator) -> None:
+    """Coarse values have many ties; a black video has nothing else."""
+    for _ in range(20):
+        values = torch.randint(0, 3, (7, 9), generator=rng).float()
+        rows, expected = values.tolist(), []
+        taken: set[int] = set()
+        for i, row in enumerate(rows):
+            j = row.index(max(row))
+            if row[j] == max(other[j] for other in rows) and j not in taken:
+                taken.add(j)
+                expected.append((i, j))
+        source, target = best_buddies(values)
+        assert list(zip(source.tolist(), target.tolist(), strict=True)) == expected
+    assert [found.tolist() for found in best_buddies(torch.zeros(5, 4))] == [[0], [0]]

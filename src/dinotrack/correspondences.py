@@ -1,7 +1,8 @@
 """Supervision of a fit (method §3): optical-flow tracklets and DINO best buddies, vectorised over points."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -195,6 +196,32 @@ def frame_pairs(frames: int, limit: int, generator: torch.Generator | None = Non
     return [(int(i), int(j)) for i, j in index]
 
 
+@dataclass(frozen=True)
+class Cosines:
+    """(i, j, cosines of every token of frame i with every token of j) for pairs of frames sorted by i, from unit rows.
+
+    One product serves several partners of a frame, which the processor does faster than one after the other.
+    """
+
+    maps: list[Float[Tensor, "cells c"]]
+    pairs: list[tuple[int, int]]
+    memory: float = 256e6
+    """Bytes that one product may fill."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[tuple[int, int, Float[Tensor, "n m"]]]:
+        for i, group in groupby(self.pairs, key=lambda pair: pair[0]):
+            partners, cells = [j for _, j in group], len(self.maps[i])
+            at_once = max(1, int(self.memory / (4 * cells**2)))
+            for start in range(0, len(partners), at_once):
+                some = partners[start : start + at_once]
+                product = self.maps[i] @ torch.cat([self.maps[j] for j in some]).T
+                for j, similarities in zip(some, product.split(cells, 1), strict=True):
+                    yield i, j, similarities
+
+
 def dino_best_buddies(
     features: FeatureMap,
     tracklets: Tracklets,
@@ -218,8 +245,8 @@ def dino_best_buddies(
     spans = [nearest_last_frames(tracklets, t, features.grid, height, width).to(device) for t in range(count)]
     maps = [unit(values.to(device).flatten(1).T.float()) for values in features.values]
     found: list[Pairs] = []
-    for i, j in progress(frame_pairs(count, max_frame_pairs), "best buddies"):
-        similarities = maps[i] @ maps[j].T
+    every = frame_pairs(count, max_frame_pairs)
+    for i, j, similarities in progress(Cosines(maps, every), "best buddies"):
         source, target = best_buddies(similarities)
         supervised = (spans[i][source, 1] >= j) | (spans[j][target, 0] <= i)
         source, target = source[~supervised], target[~supervised]

@@ -23,10 +23,17 @@ def similarity(source: Float[Tensor, "n c"], target: Float[Tensor, "m c"]) -> Fl
 
 
 def best_buddies(similarities: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """Mutual nearest neighbours, Eq. 3: numbers of the sources and of their targets."""
-    forward, backward = similarities.argmax(1), similarities.argmax(0)
-    source = torch.nonzero(backward[forward] == torch.arange(len(forward), device=forward.device)).squeeze(1)
-    return source, forward[source]
+    """Mutual nearest neighbours, Eq. 3: numbers of the sources and of their targets; of equal sources of a target the first.
+
+    The highest value of each column, without where it is, is found ten times faster than where it is.
+    """
+    highest, forward = similarities.max(1)
+    source = torch.nonzero(similarities.amax(0)[forward] == highest).squeeze(1)
+    target = forward[source]
+    first = torch.full((similarities.shape[1],), len(forward), device=source.device)
+    first = first.scatter_reduce(0, target, source, "amin")
+    kept = first[target] == source
+    return source[kept], target[kept]
 
 
 def box_overlap(offset: Float[Tensor, "*n 2"], side: float) -> Float[Tensor, "*n"]:
