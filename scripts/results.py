@@ -41,12 +41,6 @@ FAST = {
     "300 steps (`demo`)": ["experiment=demo"],
     "150": ["experiment=demo_fast", "steps=150", "method.module.decay_every=10", "callbacks.rebuild.every=50"],
     "75 (`demo_fast`)": ["experiment=demo_fast"],
-    "75, twice the learning rate": ["experiment=demo_fast", "method.module.lr=0.02"],
-    "75, minibatches of 8 frames": ["experiment=demo_fast", "method.batch.frames_per_set=4"],
-    "75, late losses from a quarter on": [
-        "experiment=demo_fast",
-        *(f"{name}.start=0.25" for name in ("losses.refined_best_buddy", "losses.cycle", "callbacks.rebuild")),
-    ],
     "38": ["experiment=demo_fast", "steps=38", "method.module.decay_every=3", "callbacks.rebuild.every=13"],
 }
 """Settings of the curve of quality against seconds, on benchmark.subset=four."""

@@ -33,12 +33,13 @@ def refine_features(
     chunk: int = 8,
     progress: Progress = silent,
 ) -> FeatureMap:
-    """Φ of each `every`-th frame (Eq. 1) in half precision, with BatchNorm's running statistics."""
+    """Φ of each `every`-th frame (Eq. 1) in half precision, with BatchNorm's running statistics; `chunk` at a time on a GPU."""
     training, device = delta.training, next(delta.parameters()).device
     delta.eval()
     chosen = torch.arange(0, len(raw), every)
     refined = torch.empty_like(raw.values[::every])
-    for numbers in progress(chosen.split(chunk), "refined features"):
+    # On a CPU one frame at a time is a fifth faster: its maps are more than the cache holds as it is.
+    for numbers in progress(chosen.split(chunk if device.type == "cuda" else 1), "refined features"):
         inputs = (raw.values[numbers].to(device), frames[numbers].to(device))
         first = int(numbers[0]) // every
         refined[first : first + len(numbers)] = delta.refine(*inputs, numbers.to(device), raw.grid).to(refined)
