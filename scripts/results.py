@@ -186,20 +186,6 @@ def speed() -> str:
     return f"{speed_table(rows, 'M')}\n{measured_where(rows)}"
 
 
-def speed_growth() -> str:
-    """Seconds against frames, with the line through them."""
-    rows = json.loads((RESULTS / "speed-growth-cpu.json").read_text())
-    frames = rows[0]["frames"]
-    titles = ["stage", *(f"{n} frames, s" for n in frames), "s a frame", "exponent, last doubling"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for row in rows:
-        cells = [f"{seconds:.3g}" for seconds in row["seconds"]]
-        lines.append(
-            f"| {row['stage']} | " + " | ".join(cells) + f" | {row['per_frame']:.3g} | {row['exponent']:.2f} |"
-        )
-    return "\n".join([*lines, "", measured_where(rows)])
-
-
 def measured_where(rows: list[dict[str, Any]]) -> str:
     commits, machines = (", ".join(sorted({row[key] for row in rows})) for key in ("commit", "hardware"))
     rates = sorted(row["matrix_gflops"] for row in rows)
@@ -343,7 +329,7 @@ def confidence() -> str:
 
 
 TABLES = {
-    "docs/speed.md": {"speed M": speed, "speed growth": speed_growth, "fast": fast},
+    "docs/speed.md": {"speed M": speed, "fast": fast},
     "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
     "docs/ablations.md": {"intervals": intervals, "lora": lora, "confidence": confidence},
     "README.md": {
