@@ -19,7 +19,7 @@ from dinotrack.training.stages import commit
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks, which are not installed
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
-DATA = ROOT.parent / "shared" / "data"
+DATA = (ROOT.parent / "shared" / "data").resolve()
 HORSE = [f"video={DATA / 'horsejump-high' / 'video'}", f"truth={DATA / 'horsejump-high' / 'badja.json'}"]
 HORSE_MASKS = f"masks={DATA / 'horsejump-high' / 'masks'}"
 JOBS = {
