@@ -25,7 +25,7 @@ def similarity(source: Float[Tensor, "n c"], target: Float[Tensor, "m c"]) -> Fl
 def best_buddies(similarities: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
     """Mutual nearest neighbours, Eq. 3: numbers of the sources and of their targets; of equal sources of a target the first.
 
-    The highest value of each column, without where it is, is found ten times faster than where it is.
+    The highest value of each column, without where it is, is found much faster than where it is.
     """
     highest, forward = similarities.max(1)
     source = torch.nonzero(similarities.amax(0)[forward] == highest).squeeze(1)

@@ -38,7 +38,7 @@ def refine_features(
     delta.eval()
     chosen = torch.arange(0, len(raw), every)
     refined = torch.empty_like(raw.values[::every])
-    # On a CPU one frame at a time is a fifth faster: its maps are more than the cache holds as it is.
+    # On a CPU one frame at a time is faster: its maps are more than the cache holds as it is.
     for numbers in progress(chosen.split(chunk if device.type == "cuda" else 1), "refined features"):
         inputs = (raw.values[numbers].to(device), frames[numbers].to(device))
         first = int(numbers[0]) // every
