@@ -22,7 +22,9 @@ HYDRA_COMMANDS = {
     "demo": "run on three synthetic videos and compare with two baselines",
 }
 TOOLS = {
-    "render": "draw tracks over their video",
+    "render": "draw tracks over their video; several trackers side by side; errors against ground truth",
+    "picture": "what the features of a finished fit see: similarity, best-buddies or pca",
+    "convert": "tracks as CSV, NPZ, JSON keypoints, for Nuke or for Blender",
     "export": "write a checkpoint as the two files of the published code",
     "score": "score the predictions of dinotrack evaluate again, and lay methods side by side",
     "make-benchmark": "write our synthetic benchmark as TAP-Vid's files",
@@ -59,10 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command in HYDRA_COMMANDS:
         hydra_command(command, rest)
     elif command in TOOLS:
-        tools = {"render": render, "export": export, "score": score, "make-benchmark": make_benchmark}
-        sys.exit(plainly(lambda: tools[command](rest)))
+        tools = {"export": export, "score": score, "make-benchmark": make_benchmark}
+        sys.exit(plainly(lambda: (tools.get(command) or tool(command))(rest)))
     else:
         sys.exit(f"dinotrack: there is no command {command!r}; there are {', '.join([*HYDRA_COMMANDS, *TOOLS])}")
+
+
+def tool(name: str) -> Callable[[Sequence[str]], None]:
+    """A tool that has a module of its own."""
+    return importlib.import_module(f"dinotrack.tools.{name}").main
 
 
 def usage() -> str:
@@ -157,33 +164,6 @@ def remove_empty(folder: Path, keep: set[Path]) -> None:
         if path in keep or not path.is_dir() or any(path.iterdir()):
             return
         path.rmdir()
-
-
-def render(rest: Sequence[str]) -> None:
-    """`dinotrack render tracks.npz video [overlay.mp4]`."""
-    parser = argparse.ArgumentParser(prog="dinotrack render", description=TOOLS["render"])
-    parser.add_argument("tracks", type=Path, help="tracks.npz of a run folder")
-    parser.add_argument("video", help="the video file or folder of frames that was tracked")
-    parser.add_argument("output", type=Path, nargs="?", default=Path("overlay.mp4"), help="default: overlay.mp4")
-    parser.add_argument("--trail", type=int, default=10, help="frames of a track that stay behind each point")
-    parser.add_argument("--every", type=int, default=1, help="draw only every so many-th point")
-    parser.add_argument("--start", type=int, default=0, help="first frame, where a part of the video was tracked")
-    options = parser.parse_args(rest)
-
-    from dinotrack.data import open_video
-    from dinotrack.data.export import load_npz
-    from dinotrack.progress import shown
-    from dinotrack.visualization import render_overlay
-
-    tracks = load_npz(options.tracks)
-    video = open_video(options.video, start=options.start, stop=options.start + tracks.xy.shape[1])
-    if tracks.xy.shape[1] != len(video) or tracks.size != video.size:
-        raise DinotrackError(
-            f"{options.tracks} has {tracks.xy.shape[1]} frames of {tracks.size}, "
-            f"{options.video} has {len(video)} of {video.size}; give the video that was tracked"
-        )
-    render_overlay(video, tracks, options.output, trail=options.trail, every=options.every, progress=shown)
-    print(options.output)
 
 
 def export(rest: Sequence[str]) -> None:

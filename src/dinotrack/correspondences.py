@@ -260,19 +260,28 @@ def dino_best_buddies(
     return Pairs.cat(found)
 
 
+def principal_axes(features: FeatureMap, count: int) -> Float[Tensor, "k c"]:
+    """The first `count` principal axes of the normalised features of all frames, the one of most variance first; zero beyond C."""
+    frames, channels = features.values.shape[:2]
+    mean, second = torch.zeros(channels), torch.zeros(channels, channels)
+    maps = (unit(values.flatten(1).T.float().cpu()) for values in features.values)
+    for tokens in maps:
+        mean += tokens.mean(0) / frames
+        second += tokens.T @ tokens / (len(tokens) * frames)
+    vectors = torch.linalg.eigh((second - mean.outer(mean)).double()).eigenvectors
+    axes = torch.zeros(count, channels)
+    axes[:channels] = vectors.flip(1).T[:count].float()
+    return axes
+
+
 def saliency_masks(features: FeatureMap, *, threshold: float = 0.6) -> Bool[Tensor, "t h w"]:
     """Foreground of a video without masks (§3): first principal component of the normalised features of all frames, < 0.6.
 
     The component is min-max scaled over the video; of its two signs that is taken which leaves less foreground on the border.
     """
-    count, channels, height, width = features.values.shape
-    mean, second = torch.zeros(channels), torch.zeros(channels, channels)
-    maps = (unit(values.flatten(1).T.float()) for values in features.values)
-    for tokens in maps:
-        mean += tokens.mean(0) / count
-        second += tokens.T @ tokens / (len(tokens) * count)
-    axis = torch.linalg.eigh((second - mean.outer(mean)).double()).eigenvectors[:, -1].float()
-    score = torch.stack([unit(values.flatten(1).T.float()) @ axis for values in features.values]).view(
+    count, _, height, width = features.values.shape
+    axis = principal_axes(features, 1)[0]
+    score = torch.stack([unit(values.flatten(1).T.float().cpu()) @ axis for values in features.values]).view(
         count, height, width
     )
     scaled = (score - score.min()) / (score.max() - score.min()).clamp(min=1e-8)

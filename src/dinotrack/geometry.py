@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
-from dinotrack.structs import Grid
+from dinotrack.structs import PIXELS, Grid
 
 REFERENCE_LONG_SIDE = 854
 """The papers' constants in pixels (R, γ, γ_of, γ_lng, NMS boxes) hold at this long side (method §0)."""
@@ -143,6 +143,14 @@ def resample(
     points = _grid_points(centres(height, width, target, maps.device), source, maps.shape[-2], maps.shape[-1])
     points = points.view(1, height, width, 2).expand(len(maps), -1, -1, -1)
     return F.grid_sample(maps, points.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def at_pixels(
+    maps: Float[Tensor, "t c h w"], grid: Grid, working: tuple[int, int], size: tuple[int, int]
+) -> Float[Tensor, "t c h2 w2"]:
+    """Maps of working frames of (W, H) `working`, bilinearly at every pixel of the same frames at (W, H) `size`."""
+    pixels = resample(maps.float().cpu(), grid, PIXELS, working[1], working[0])
+    return F.interpolate(pixels, (size[1], size[0]), mode="bilinear", align_corners=False)
 
 
 def look_up(

@@ -1,0 +1,1 @@
+"""Small commands with argparse, one module each: `main(arguments)` of `tools/NAME.py` is `dinotrack NAME`."""

@@ -1,0 +1,200 @@
+"""`dinotrack picture similarity | best-buddies | pca RUN OUTPUT [options]`: what the features of a finished fit see."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, UInt8
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dinotrack.backbones import Backbone, build_backbone
+from dinotrack.cache import default_cache
+from dinotrack.correspondences import saliency_masks
+from dinotrack.data import open_described
+from dinotrack.data.video import load_masks
+from dinotrack.errors import DinotrackError
+from dinotrack.geometry import resize_frames
+from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
+from dinotrack.methods.raw_features import raw_feature_tracker
+from dinotrack.mp4 import save_video
+from dinotrack.preprocessing import video_features, working_frames
+from dinotrack.progress import shown
+from dinotrack.structs import FeatureMap, Pairs, Video
+from dinotrack.tools.arguments import numbers, query
+from dinotrack.trackers import FeatureTracker, check_queries
+from dinotrack.training.config import pick_device
+from dinotrack.training.fit import prepare
+from dinotrack.visualization import (
+    Look,
+    best_buddies_between,
+    draw_matches,
+    on_mask,
+    pca_frames,
+    save_png,
+    similarity_picture,
+    spread,
+    tile,
+    titled,
+    tracklets_between,
+)
+from dinotrack.visualization.layout import panel_size
+from dinotrack.visualization.overlay import check_frames
+from dinotrack.visualization.side_by_side import frames_in_a_row
+
+CHECKPOINT, CONFIG = "tracker.ckpt", "config.yaml"
+KINDS = ("raw", "refined", "tracklets")
+
+
+@dataclass(frozen=True)
+class FittedRun:
+    """A finished fit: its video, its backbone's features and its tracker."""
+
+    folder: Path
+    video: Video
+    raw: FeatureMap
+    tracker: DinoTracker
+
+    @classmethod
+    def open(cls, options: argparse.Namespace) -> "FittedRun":
+        """From the folder or the checkpoint that `options.run` names.
+
+        Raises:
+            DinotrackError: where there is none, or its video or its backbone's weights cannot be read.
+        """
+        path = options.run / CHECKPOINT if options.run.is_dir() else options.run
+        if not path.exists():
+            raise DinotrackError(f"{options.run} has no {CHECKPOINT}; give the folder of a dinotrack run or fit")
+        about = read_checkpoint(path)["dinotrack"]
+        video = open_described({**about["video"], "path": options.video} if options.video else about["video"])
+        device, cache = pick_device(options.device), options.cache or default_cache()
+        backbone: Backbone = build_backbone(about["backbone"]).to(device)
+        frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]))
+        common = {"device": device, "progress": shown}
+        raw = video_features(video, frames, backbone, cache, **common)
+        tracker = load_dino_tracker(path, video, backbone=backbone, cache=cache, **common)
+        return cls(path.parent, video, raw.to(device), tracker)
+
+    @property
+    def config(self) -> DictConfig:
+        """What it was run with."""
+        path = self.folder / CONFIG
+        if not path.exists():
+            raise DinotrackError(f"{self.folder} has no {CONFIG}; give the folder of a dinotrack run or fit")
+        config = OmegaConf.load(path)
+        assert isinstance(config, DictConfig)
+        return config
+
+    def masks(self) -> Bool[Tensor, "t h w"]:
+        """The masks that it was run with, or the saliency of the raw features."""
+        given = self.config.get("masks")
+        if not given:
+            return saliency_masks(self.raw.to("cpu"))
+        return load_masks(given, self.video, start=self.video.start, stop=self.video.start + len(self.video))
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(arguments)
+    {"similarity": similarity, "best-buddies": best_buddies, "pca": pca}[options.kind](options)
+    print(options.output)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dinotrack picture", description="what the features of a finished fit see")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    similar = kinds.add_parser("similarity", help="heat maps of one point's similarity, raw and refined")
+    similar.add_argument("--query", type=query, required=True, help="t,x,y in pixels of the video")
+    similar.add_argument("--frames", type=numbers, help="target frames; default: all for .mp4, the middle one for .png")
+    buddies = kinds.add_parser("best-buddies", help="lines between two frames: best buddies, or optical flow")
+    buddies.add_argument("--frames", type=numbers, help="source,target; default: first and middle")
+    buddies.add_argument("--kind", dest="kinds", action="append", choices=KINDS, help="default: raw and refined")
+    buddies.add_argument("--count", type=int, default=80, help="about how many lines, spread over the frame")
+    buddies.add_argument("--foreground", action="store_true", help="only from the run's masks, or from saliency")
+    components = kinds.add_parser("pca", help="first three principal components of the features as colours")
+    components.add_argument("--frames", type=numbers, help="only these; default of a .png: 3 of all")
+    for each, default in ((similar, "similarity.png"), (buddies, "best_buddies.png"), (components, "pca.mp4")):
+        each.add_argument("run", type=Path, help="folder of a dinotrack run or fit, or its tracker.ckpt")
+        each.add_argument("output", type=Path, nargs="?", default=Path(default), help=f"default: {default}")
+        each.add_argument("--video", help="where the video is now, if it has moved")
+        each.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        each.add_argument("--cache", type=Path, help="default: $DINOTRACK_CACHE, or dinotrack in your cache folder")
+    options = parser.parse_args(arguments)
+    allowed = (".png",) if options.kind == "best-buddies" else (".png", ".mp4")
+    if options.output.suffix.lower() not in allowed:
+        parser.error(f"output {options.output}: expected a name that ends in {' or '.join(allowed)}")
+    return options
+
+
+def similarity(options: argparse.Namespace) -> None:
+    """Heat maps in raw and refined features; each look predicts with its own tracker."""
+    run, asked = FittedRun.open(options), torch.tensor(options.query)
+    check_queries(asked[None], len(run.video), run.video.size)
+    raw = raw_feature_tracker(run.video, run.raw, radius=run.tracker.head.radius)
+    raw.scale_constants = run.tracker.scale_constants
+    trackers: dict[str, FeatureTracker] = {
+        "raw features": raw.to(run.raw.values.device),
+        "refined features": run.tracker,
+    }
+    looks = [Look(name, each.features, each.track(asked[None]).xy[0], each.shift) for name, each in trackers.items()]
+    chosen = options.frames or (range(len(run.video)) if is_video(options.output) else [len(run.video) // 2])
+    write(similarity_picture(run.video, asked, looks, chosen, progress=shown), options.output, run.video.fps, columns=1)
+
+
+def best_buddies(options: argparse.Namespace) -> None:
+    """Lines of each kind below one another."""
+    run = FittedRun.open(options)
+    frames = options.frames or [0, len(run.video) // 2]
+    if len(frames) != 2:
+        raise DinotrackError(f"--frames {','.join(map(str, frames))}: expected two, source and target")
+    if options.count < 1:
+        raise DinotrackError(f"--count {options.count}: expected at least 1")
+    check_frames(frames, len(run.video))
+    masks, rows = run.masks() if options.foreground else None, []
+    for kind in options.kinds or ["raw", "refined"]:
+        pairs = pairs_of(run, kind, frames[0], frames[1])
+        pairs = pairs if masks is None else on_mask(pairs, masks, run.raw.size)
+        drawn = draw_matches(run.video, spread(pairs, run.raw.size, options.count), run.raw.size, *frames)
+        rows.append(titled(drawn[None], f"{LABELS[kind]}: {len(pairs)} from frame {frames[0]} to {frames[1]}"))
+    save_png(tile(rows, 1)[0], options.output)
+
+
+LABELS = {
+    "raw": "best buddies in raw features",
+    "refined": "best buddies in refined features",
+    "tracklets": "tracklets of optical flow",
+}
+
+
+def pairs_of(run: FittedRun, kind: str, source: int, target: int) -> Pairs:
+    """All correspondences of a kind between two frames; tracklets are those that the fit had."""
+    if kind == "tracklets":
+        return tracklets_between(prepare(run.config, run.video, shown).store.tracklets.to("cpu"), source, target)
+    return best_buddies_between(run.raw if kind == "raw" else run.tracker.features, source, target)
+
+
+def pca(options: argparse.Namespace) -> None:
+    """The video, raw and refined components beside one another; axes and colours are those of the whole video."""
+    run = FittedRun.open(options)
+    count = len(run.video)
+    every = torch.linspace(0, count - 1, min(3, count)).round().int().tolist()
+    chosen = check_frames(options.frames or (range(count) if is_video(options.output) else every), count)
+    size = panel_size(run.video.size, 3)
+    panels = {"video": resize_frames(run.video.frames[chosen], size)}
+    for name, features in (("raw features", run.raw), ("refined features", run.tracker.features)):
+        panels[name] = pca_frames(features, size)[chosen]
+    sheet = tile([titled(frames, name) for name, frames in panels.items()])
+    write(sheet, options.output, run.video.fps, columns=1)
+
+
+def is_video(output: Path) -> bool:
+    return output.suffix.lower() == ".mp4"
+
+
+def write(frames: UInt8[Tensor, "t 3 h w"], output: Path, fps: float, columns: int) -> None:
+    """Frames as a video or as one picture, in rows of `columns`."""
+    if is_video(output):
+        save_video(frames, output, fps)
+    else:
+        save_png(frames_in_a_row(frames, columns), output)
