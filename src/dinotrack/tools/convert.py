@@ -1,0 +1,79 @@
+"""`dinotrack convert tracks.npz OUTPUT [options]`."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dinotrack.data.blender import save_blender
+from dinotrack.data.export import load_csv, load_npz, save_csv, save_npz, visible_only
+from dinotrack.data.keypoints import load_json, save_json
+from dinotrack.data.nuke import save_nuke, save_nuke_text
+from dinotrack.errors import DinotrackError
+from dinotrack.structs import Tracks
+from dinotrack.tools.arguments import numbers, size
+
+ENDINGS = {".npz": "npz", ".csv": "csv", ".json": "json", ".nk": "nuke", ".txt": "nuke-text", ".py": "blender"}
+NUMBERED: dict[str, Callable[..., Any]] = {
+    "json": save_json,
+    "nuke": save_nuke,
+    "nuke-text": save_nuke_text,
+    "blender": save_blender,
+}
+"""Formats whose frames bear numbers."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(arguments)
+    tracks = read(options)
+    ids = options.points or list(range(len(tracks)))
+    missing = [number for number in ids if number >= len(tracks)]
+    if missing:
+        raise DinotrackError(f"--points {missing[0]}: {options.tracks} has points 0 to {len(tracks) - 1}")
+    tracks = visible_only(tracks[ids]) if options.visible_only else tracks[ids]
+    print(*write(tracks, options, ids), sep="\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dinotrack convert", description="tracks for other programs")
+    parser.add_argument("tracks", type=Path, help="tracks.npz of a run folder, or a .csv or .json of them")
+    parser.add_argument("output", type=Path, help=f"its ending says what: {', '.join(ENDINGS)}")
+    parser.add_argument("--format", choices=tuple(ENDINGS.values()), help="whatever the ending says")
+    parser.add_argument("--first-frame", type=int, help="number of the first frame; default: 1, in .json 0")
+    parser.add_argument("--visible-only", action="store_true", help="leave out positions where a point is occluded")
+    parser.add_argument("--points", type=numbers, help="only these, as in 0,5,9; they keep their numbers")
+    parser.add_argument("--size", type=size, help="of the video, WxH, when the tracks are a .csv, which does not say")
+    parser.add_argument("--fps", type=float, default=25.0, help="likewise; default: 25")
+    options = parser.parse_args(arguments)
+    options.format = options.format or ENDINGS.get(options.output.suffix.lower())
+    if options.format is None:
+        parser.error(f"output {options.output}: expected a name that ends in {', '.join(ENDINGS)}, or --format")
+    if options.first_frame is not None and options.format not in NUMBERED:
+        parser.error(f"--first-frame: frames of .{options.format} always count from 0")
+    if (options.tracks.suffix.lower() == ".csv") != (options.size is not None):
+        parser.error("--size is needed for tracks in a .csv, and only there")
+    if options.points and len(set(options.points)) < len(options.points):
+        parser.error("--points: a number is given twice")
+    return options
+
+
+def read(options: argparse.Namespace) -> Tracks:
+    """The tracks by their file's ending; NPZ is the default."""
+    ending = options.tracks.suffix.lower()
+    if ending == ".csv":
+        return load_csv(options.tracks, options.size, options.fps)
+    return load_json(options.tracks) if ending == ".json" else load_npz(options.tracks)
+
+
+def write(tracks: Tracks, options: argparse.Namespace, ids: list[int]) -> list[Path]:
+    """The files that were written."""
+    if options.format in NUMBERED:
+        numbered = {} if options.first_frame is None else {"first_frame": options.first_frame}
+        return NUMBERED[options.format](tracks, options.output, ids, **numbered) or [
+            options.output
+        ]  # one file a point, or the one
+    if options.format == "csv":
+        save_csv(tracks, options.output, ids)
+    else:
+        save_npz(tracks, options.output)
+    return [options.output]
