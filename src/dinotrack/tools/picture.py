@@ -155,8 +155,8 @@ def best_buddies(options: argparse.Namespace) -> None:
     for kind in options.kinds or ["raw", "refined"]:
         pairs = pairs_of(run, kind, frames[0], frames[1])
         pairs = pairs if masks is None else on_mask(pairs, masks, run.raw.size)
-        drawn = draw_matches(run.video, spread(pairs, run.raw.size, options.count), run.raw.size, *frames)
-        rows.append(titled(drawn[None], f"{LABELS[kind]}: {len(pairs)} from frame {frames[0]} to {frames[1]}"))
+        title = f"{LABELS[kind]}: {len(pairs)} from frame {frames[0]} to {frames[1]}"
+        rows.append(draw_matches(run.video, spread(pairs, options.count), run.raw.size, *frames, title=title)[None])
     save_png(tile(rows, 1)[0], options.output)
 
 

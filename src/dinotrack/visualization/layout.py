@@ -53,10 +53,10 @@ def panel_size(size: tuple[int, int], columns: int, smallest: int = 320, widest:
     return max(16, 2 * round(width * scale / 2)), max(16, 2 * round(height * scale / 2))
 
 
-def titled(frames: UInt8[Tensor, "t 3 h w"], text: str) -> UInt8[Tensor, "t 3 h2 w"]:
-    """Frames below a bar with a line of text, whose letters grow with the frames; what is too long is cut."""
+def titled(frames: UInt8[Tensor, "t 3 h w"], text: str, pen: Pen | None = None) -> UInt8[Tensor, "t 3 h2 w"]:
+    """Frames below a bar with a line of text, as large as `pen` or the frames say; what is too long is cut."""
     height, width = frames.shape[2:]
-    bar = torch.from_numpy(title_bar(text, width, Pen.of((width, height)).font)).permute(2, 0, 1)
+    bar = torch.from_numpy(title_bar(text, width, (pen or Pen.of((width, height))).font)).permute(2, 0, 1)
     return torch.cat([bar.expand(len(frames), -1, -1, -1), frames.cpu()], 2)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dinotrack.geometry import look_up, nearest_cell, rescale, resize_frames
 from dinotrack.refined_pairs import PairSearch, refined_best_buddies
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracklets, Tracks, Video
-from dinotrack.visualization.layout import panel_size, tile
+from dinotrack.visualization.layout import panel_size, tile, titled
 from dinotrack.visualization.overlay import check_frames
 from dinotrack.visualization.palette import row_colours
 from dinotrack.visualization.pen import BLACK, SHIFT, Pen, opencv_points, to_canvas
@@ -42,15 +42,24 @@ def on_mask(pairs: Pairs, masks: Bool[Tensor, "t h w"], size: tuple[int, int]) -
     return pairs[look_up(masks, pairs.source, pairs.source_xy, size)]
 
 
-def spread(pairs: Pairs, size: tuple[int, int], count: int) -> Pairs:
-    """At most about `count` pairs all over the source frame of (W, H) `size`: the heaviest of each square of a grid."""
-    stride = math.sqrt(size[0] * size[1] / max(1, count))
-    rows, columns = math.ceil(size[1] / stride), math.ceil(size[0] / stride)
-    square = nearest_cell(pairs.source_xy, Grid(stride, stride / 2), rows, columns)
+def spread(pairs: Pairs, count: int) -> Pairs:
+    """At most about `count` pairs, all over the part of the source frame that has any: the heaviest of each square of a grid."""
+    if len(pairs) <= count:
+        return pairs
+    corner = pairs.source_xy.amin(0)
+    width, height = (pairs.source_xy.amax(0) - corner).clamp(min=1e-3).tolist()
+    stride = math.sqrt(width * height / count)
+    square = nearest_cell(
+        pairs.source_xy - corner, Grid(stride, stride / 2), _whole(height / stride), _whole(width / stride)
+    )
     order = pairs.weight.argsort(descending=True, stable=True)
     order = order[square[order].argsort(stable=True)]
-    first = torch.cat([torch.ones(min(1, len(order)), dtype=torch.bool), square[order].diff() != 0])
+    first = torch.cat([torch.ones(1, dtype=torch.bool), square[order].diff() != 0])
     return pairs[order[first]]
+
+
+def _whole(cells: float) -> int:
+    return max(1, round(cells))
 
 
 def draw_matches(
@@ -60,12 +69,13 @@ def draw_matches(
     source: int,
     target: int,
     *,
+    title: str = "",
     layout: Literal["beside", "below"] = "beside",
     widest: int = 1920,
 ) -> UInt8[Tensor, "3 h w"]:
     """The source frame with the target frame beside or below it, and a line for each pair, coloured by its row in the source.
 
-    `size` is the (W, H) of the frames that the pairs' positions are of.
+    `size` is the (W, H) of the frames that the pairs' positions are of; a `title` stands in a bar above.
 
     Raises:
         DinotrackError: for a frame that the video does not have.
@@ -78,18 +88,19 @@ def draw_matches(
     canvas, pen = to_canvas(sheet), Pen.of(panel)
     offset = torch.tensor([sheet.shape[2] - panel[0], sheet.shape[1] - panel[1]]).float()
     starts, ends = rescale(pairs.source_xy, size, panel), rescale(pairs.target_xy, size, panel) + offset
-    colours = row_colours(_as_tracks(starts, panel))
-    for a, b, colour in zip(
-        opencv_points(starts).tolist(), opencv_points(ends).tolist(), colours.tolist(), strict=True
-    ):
-        cv2.line(canvas, a, b, colour, pen.thin, cv2.LINE_AA, SHIFT)
-    for a, b, colour in zip(
-        opencv_points(starts).tolist(), opencv_points(ends).tolist(), colours.tolist(), strict=True
-    ):
+    lines = [
+        opencv_points(starts).tolist(),
+        opencv_points(ends).tolist(),
+        row_colours(_as_tracks(starts, panel)).tolist(),
+    ]
+    for a, b, colour in zip(*lines, strict=True):
+        cv2.line(canvas, a, b, colour, pen.line, cv2.LINE_AA, SHIFT)
+    for a, b, colour in zip(*lines, strict=True):
         for end in (a, b):
-            cv2.circle(canvas, end, round((pen.radius + 1) * 2**SHIFT), BLACK, cv2.FILLED, cv2.LINE_AA, SHIFT)
-            cv2.circle(canvas, end, round(pen.radius * 2**SHIFT), colour, cv2.FILLED, cv2.LINE_AA, SHIFT)
-    return torch.from_numpy(canvas).permute(2, 0, 1).contiguous()
+            for shade, radius in ((BLACK, 1.2 * pen.radius + 1), (colour, 1.2 * pen.radius)):
+                cv2.circle(canvas, end, round(radius * 2**SHIFT), shade, cv2.FILLED, cv2.LINE_AA, SHIFT)
+    drawn = torch.from_numpy(canvas).permute(2, 0, 1).contiguous()
+    return titled(drawn[None], title, pen)[0] if title else drawn
 
 
 def _as_tracks(xy: Tensor, size: tuple[int, int]) -> Tracks:

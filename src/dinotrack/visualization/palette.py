@@ -32,9 +32,11 @@ def start_colours(tracks: Tracks) -> UInt8[np.ndarray, "n 3"]:
 
 
 def row_colours(tracks: Tracks) -> UInt8[np.ndarray, "n 3"]:
-    """RGB by the row that each track starts in: a rainbow from red at the top to magenta at the bottom."""
+    """RGB by the row that each track starts in: a rainbow from red at the highest start to magenta at the lowest."""
     _, y = _start(tracks)
-    return rgb_of(torch.stack([HUES * y, torch.ones_like(y), torch.ones_like(y)], 1))
+    top, bottom = (float(y.min()), float(y.max())) if len(y) else (0.0, 0.0)
+    place = (y - top) / max(bottom - top, 1e-6)
+    return rgb_of(torch.stack([HUES * place, torch.ones_like(y), torch.ones_like(y)], 1))
 
 
 def confidence_colours(tracks: Tracks) -> UInt8[np.ndarray, "n t 3"]:

@@ -52,22 +52,32 @@ def peaks(maps: Float[Tensor, "k h w"], features: FeatureMap) -> Float[Tensor, "
     return cell_centres(maps.flatten(1).argmax(1), maps.shape[2], features.grid)
 
 
+def heat_limits(maps: Float[Tensor, "k h w"]) -> tuple[float, float]:
+    """The ends of the scale of colours: the median, so that half of all places stay cold, and the highest value."""
+    return float(maps.median()), float(maps.max())
+
+
 def heat_frames(
     frames: UInt8[Tensor, "t 3 h w"],
     maps: Float[Tensor, "t a b"],
     features: FeatureMap,
     limits: tuple[float, float] | None = None,
-    opacity: float = 0.6,
+    opacity: tuple[float, float] = (0.35, 0.8),
 ) -> UInt8[Tensor, "t 3 h w"]:
-    """Grey frames under the colours of their maps; one scale, `limits` or the least and highest value, for all of them."""
-    low, high = limits or (float(maps.min()), float(maps.max()))
+    """Grey frames under the colours of their maps, one scale for all: blue at the lower of `limits`, red at the upper.
+
+    The colours cover the frames by `opacity` at either end.
+    """
+    low, high = limits or heat_limits(maps)
     size = (frames.shape[3], frames.shape[2])
-    wide = at_pixels(maps[:, None], features.grid, features.size, size)[:, 0]
-    levels = ((wide - low) / max(high - low, 1e-6)).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+    wide = at_pixels(maps[:, None], features.grid, features.size, size)
+    levels = ((wide - low) / max(high - low, 1e-6)).clamp(0, 1)
+    share = opacity[0] + (opacity[1] - opacity[0]) * levels
     grey = torch.einsum("c,tchw->thw", torch.tensor(LUMA), frames.cpu().float())[:, None]
-    coloured = np.stack([cv2.applyColorMap(level, cv2.COLORMAP_TURBO)[..., ::-1] for level in levels])
+    bytes_ = levels[:, 0].mul(255).round().to(torch.uint8).numpy()
+    coloured = np.stack([cv2.applyColorMap(each, cv2.COLORMAP_TURBO)[..., ::-1] for each in bytes_])
     heat = torch.from_numpy(coloured).permute(0, 3, 1, 2).float()
-    return (opacity * heat + (1 - opacity) * grey).round().to(torch.uint8)
+    return (share * heat + (1 - share) * grey).round().to(torch.uint8)
 
 
 def similarity_picture(
@@ -82,7 +92,7 @@ def similarity_picture(
     """The query's frame beside a heat map of each look, for each of the target `frames`.
 
     A disc marks the query (t, x, y), in pixels of the video; in a heat map a cross marks its highest cell, a ring where the head
-    says the point is. Each look has one scale of colours for all frames; its title names both ends.
+    says the point is. Each look has one scale of colours for all frames, `heat_limits`, which its title names.
 
     Raises:
         DinotrackError: for a query that is not on the video, a frame that it does not have, or without looks.
@@ -100,11 +110,12 @@ def similarity_picture(
         at_work = rescale(query[1:], video.size, look.features.size) - look.shift
         maps = similarity_maps(look.features, torch.cat([query[:1], at_work]), chosen, progress)
         heat = heat_frames(targets, maps, look.features)
-        high = rescale(peaks(maps, look.features) + look.shift, look.features.size, size)
+        peak = rescale(peaks(maps, look.features) + look.shift, look.features.size, size)
         found = rescale(look.found[chosen].float(), video.size, size)
         where = f"frame {chosen[0]}, " if len(chosen) == 1 else ""
-        title = f"{look.title}: {where}{float(maps.min()):.2f} to {float(maps.max()):.2f}"
-        panels.append(titled(_mark_found(heat, high, found), title))
+        low, high = heat_limits(maps)
+        title = f"{look.title}, {where}cosine {low:.2f} to {high:.2f}"
+        panels.append(titled(_mark_found(heat, peak, found), title))
     return tile(panels)
 
 
@@ -122,8 +133,8 @@ def _mark_found(
     pen = Pen.of(size)
     for frame, high, said in zip(frames, peak, found, strict=True):
         canvas = to_canvas(frame)
-        cross(canvas, high, pen.radius, WHITE, pen.thin)
+        cross(canvas, high, 1.2 * pen.radius, WHITE, pen.thin)
         if inside(said, size):
-            ring(canvas, said, 2.2 * pen.radius, WHITE, pen.line)
+            ring(canvas, said, 4 * pen.radius, WHITE, pen.thin)
         marked.append(torch.from_numpy(canvas).permute(2, 0, 1))
     return torch.stack(marked)
