@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: help install demo test check test-slow format results golden ablations clean
+.PHONY: help install demo test check test-slow format results pictures golden ablations clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ format: install  ## format and fix
 
 results: install  ## measure again what the README prints; needs the clips of ../shared/data
 	$(BIN)/python scripts/results.py demo horsejump horsejump_without_masks cat paragliding
+
+pictures: install  ## the pictures of docs/pictures.md; needs the clips of ../shared/data
+	$(BIN)/python scripts/pictures.py
 
 golden: install  ## compare the golden run, experiment=tiny, with tests/golden
 	$(BIN)/python scripts/golden.py

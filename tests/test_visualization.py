@@ -1,5 +1,6 @@
 """Where and how tracks are drawn: to a hundredth of a pixel where it matters, by looking at pixels where it does not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -9,8 +10,18 @@ import torch
 from PIL import Image
 
 from dinotrack.errors import DinotrackError
-from dinotrack.structs import Tracks, Video
-from dinotrack.visualization import contact_sheet, draw_tracks, opencv_points, render_overlay, save_png, start_colours
+from dinotrack.structs import PointTruth, Tracks, Video
+from dinotrack.visualization import (
+    confidence_colours,
+    contact_sheet,
+    draw_tracks,
+    opencv_points,
+    render_overlay,
+    row_colours,
+    save_png,
+    start_colours,
+)
+from dinotrack.visualization.pen import Pen
 
 SIZE = (64, 48)
 
@@ -189,3 +200,111 @@ def test_png_round_trip(tmp_path: Path):
     save_png(picture, tmp_path / "new" / "a.png")
     assert np.array_equal(np.array(Image.open(tmp_path / "new" / "a.png")), picture.permute(1, 2, 0).numpy())
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def truth_of(tracks: Tracks, *offset: float, frames: tuple[int, ...] = (0, 1, 2, 3, 4, 5)) -> PointTruth:
+    """The tracks' queries, truly lying `offset` away from where the tracks have them."""
+    xy = tracks.xy[:, list(frames)] + torch.tensor(offset)
+    shape = xy.shape[:2]
+    numbers = torch.tensor(frames)
+    return PointTruth(tracks.queries, xy, torch.ones(shape).bool(), numbers, torch.zeros(0), tracks.size, "first")
+
+
+def reds(frame: torch.Tensor) -> torch.Tensor:
+    """(row, column) of the pixels that are red and hardly anything else."""
+    r, g, b = frame.int()
+    return ((r > 180) & (g < 90) & (b < 90)).nonzero()
+
+
+def test_error_lines_go_from_the_point_to_the_truth():
+    tracks = still((20.5, 20.5))
+    tracks.queries[:, 1:] = torch.tensor([63.9, 47.9])  # a start that is not red
+    truth = truth_of(tracks, 24.0, 0.0)
+    drawn = draw_tracks(clip(), tracks, truth=truth)[0]
+    found = reds(drawn)
+    assert set(found[:, 0].tolist()) <= {19, 20, 21}
+    assert found[:, 1].min() <= 24
+    assert found[:, 1].max() >= 38  # then the cross begins
+    assert drawn[:, 20, 44].min() > 200  # the middle of the white cross
+    assert drawn[:, 20, 54].max() == 0
+
+
+def test_error_lines_only_where_the_truth_is_visible_and_annotated():
+    tracks = still((20.5, 20.5), (20.5, 40.5))
+    tracks.queries[:, 1:] = torch.tensor([63.9, 47.9])
+    truth = truth_of(tracks, 20.0, 0.0, frames=(1, 4))
+    truth.visible[1] = False
+    drawn = draw_tracks(clip(), tracks, truth=truth)
+    assert [len(reds(frame)) > 0 for frame in drawn] == [False, True, False, False, True, False]
+    assert reds(drawn[1])[:, 0].max() < 30  # none from the second point
+    thinned = draw_tracks(clip(), tracks, truth=truth, every=2)
+    assert torch.equal(reds(thinned[1]), reds(drawn[1]))
+
+
+def test_truth_of_another_size_is_scaled():
+    tracks = still((20.5, 20.5))
+    tracks.queries[:, 1:] = torch.tensor([63.9, 47.9])
+    truth = truth_of(tracks, 24.0, 0.0)
+    scale = torch.tensor([2.0, 3.0])
+    queries = torch.cat([truth.queries[:, :1], truth.queries[:, 1:] * scale], 1)
+    larger = replace(truth, queries=queries, xy=truth.xy * scale, size=(128, 144))
+    assert torch.equal(draw_tracks(clip(), tracks, truth=larger), draw_tracks(clip(), tracks, truth=truth))
+
+
+def test_truth_of_other_queries_is_refused():
+    tracks = still((20.5, 20.5), (30.5, 20.5))
+    for wrong in (
+        truth_of(tracks, 0.0, 0.0)[:1],
+        replace(truth_of(tracks, 0.0, 0.0), queries=tracks.queries + 2.0),
+        replace(truth_of(tracks, 0.0, 0.0), frames=torch.arange(6) + 1),
+    ):
+        with pytest.raises(DinotrackError, match="give the truth of the same queries"):
+            draw_tracks(clip(), tracks, truth=wrong)
+
+
+def test_a_prediction_far_outside_still_has_its_line():
+    tracks = still((1e7, 20.5))
+    drawn = draw_tracks(clip(), tracks, truth=replace(truth_of(tracks, 0.0, 0.0), xy=torch.full((1, 6, 2), 20.5)))
+    assert reds(drawn[0])[:, 1].max() == 63
+
+
+def test_rainbow_goes_by_row():
+    colours = row_colours(still((5.0, 40.0), (60.0, 40.0), (5.0, 10.0), (5.0, 25.0)))
+    assert colours[2].tolist() == [255, 0, 0]
+    assert colours[0].tolist() == colours[1].tolist() == [255, 0, 255]
+    assert colours[3].tolist() == [0, 255, 128]  # halfway, 150°
+    assert row_colours(still((5.0, 40.0), (9.0, 40.0))).tolist() == [[255, 0, 0]] * 2
+    assert row_colours(still()).shape == (0, 3)
+
+
+def test_confidence_colours_each_frame():
+    tracks = still((20.5, 20.5))
+    tracks.confidence[0] = torch.tensor([0.0, 0.5, 1.0, float("nan"), 2.0, -1.0])
+    low, middle, high = [213, 60, 0], [240, 228, 66], [0, 158, 255]
+    assert confidence_colours(tracks)[0].tolist() == [low, middle, high, low, high, low]
+    drawn = draw_tracks(clip(), tracks, colour="confidence")
+    assert [frame[:, 20, 20].tolist() for frame in drawn[:3]] == [low, middle, high]
+    with pytest.raises(DinotrackError, match="colour='blue'; choose start, rainbow, confidence"):
+        draw_tracks(clip(), tracks, colour="blue")
+
+
+def test_chosen_frames_are_those_of_the_whole():
+    every = draw_tracks(clip(8), moving(8), trail=3)
+    assert torch.equal(draw_tracks(clip(8), moving(8), trail=3, frames=[7, 2]), every[[7, 2]])
+    for wrong in ([8], [-1], []):
+        with pytest.raises(DinotrackError, match="expected some of 0 to 7"):
+            draw_tracks(clip(8), moving(8), frames=wrong)
+
+
+def test_marks_grow_with_the_picture():
+    """The same scene at four times the size has marks of four times the size, also in its title."""
+    small, large = Pen.of((480, 320)), Pen.of((4 * 480, 4 * 320))
+    assert (small.radius, large.radius) == (2.5, 9.6)
+    assert large.line > small.line
+    assert large.thin > small.thin
+    assert large.font > small.font
+    areas = []
+    for side in (800, 3200):
+        tracks = still((side / 2, 50.5), count=2, size=(side, 100))
+        areas.append(int((draw_tracks(clip(2, (side, 100)), tracks)[0].amax(0) > 127).sum()))
+    assert areas[1] / areas[0] == pytest.approx(16, rel=0.25)

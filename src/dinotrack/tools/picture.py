@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -58,24 +58,25 @@ class FittedRun:
     tracker: DinoTracker
 
     @classmethod
-    def open(cls, options: argparse.Namespace) -> "FittedRun":
-        """From the folder or the checkpoint that `options.run` names.
+    def open(
+        cls, folder: Path, *, video: str | None = None, device: str = "auto", cache: Path | None = None
+    ) -> "FittedRun":
+        """From its folder or its checkpoint; `video` is where the video is now, if it has moved.
 
         Raises:
             DinotrackError: where there is none, or its video or its backbone's weights cannot be read.
         """
-        path = options.run / CHECKPOINT if options.run.is_dir() else options.run
+        path = folder / CHECKPOINT if folder.is_dir() else folder
         if not path.exists():
-            raise DinotrackError(f"{options.run} has no {CHECKPOINT}; give the folder of a dinotrack run or fit")
+            raise DinotrackError(f"{folder} has no {CHECKPOINT}; give the folder of a dinotrack run or fit")
         about = read_checkpoint(path)["dinotrack"]
-        video = open_described({**about["video"], "path": options.video} if options.video else about["video"])
-        device, cache = pick_device(options.device), options.cache or default_cache()
-        backbone: Backbone = build_backbone(about["backbone"]).to(device)
-        frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]))
-        common = {"device": device, "progress": shown}
-        raw = video_features(video, frames, backbone, cache, **common)
-        tracker = load_dino_tracker(path, video, backbone=backbone, cache=cache, **common)
-        return cls(path.parent, video, raw.to(device), tracker)
+        common = {"device": pick_device(device), "progress": shown}
+        opened = open_described({**about["video"], "path": video} if video else about["video"])
+        backbone: Backbone = build_backbone(about["backbone"]).to(common["device"])
+        frames = working_frames(opened, backbone.stride, size=tuple(about["working_size"]))
+        raw = video_features(opened, frames, backbone, cache or default_cache(), **common)
+        tracker = load_dino_tracker(path, opened, backbone=backbone, cache=cache, **common)
+        return cls(path.parent, opened, raw.to(common["device"]), tracker)
 
     @property
     def config(self) -> DictConfig:
@@ -87,6 +88,13 @@ class FittedRun:
         assert isinstance(config, DictConfig)
         return config
 
+    @property
+    def raw_tracker(self) -> FeatureTracker:
+        """What the backbone's features say before they were refined."""
+        radius, scale = self.tracker.head.radius, self.tracker.scale_constants
+        tracker = raw_feature_tracker(self.video, self.raw, radius=radius, scale_constants=scale)
+        return tracker.to(self.raw.values.device)
+
     def masks(self) -> Bool[Tensor, "t h w"]:
         """The masks that it was run with, or the saliency of the raw features."""
         given = self.config.get("masks")
@@ -97,7 +105,8 @@ class FittedRun:
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    {"similarity": similarity, "best-buddies": best_buddies, "pca": pca}[options.kind](options)
+    run = FittedRun.open(options.run, video=options.video, device=options.device, cache=options.cache)
+    {"similarity": similarity, "best-buddies": best_buddies, "pca": pca}[options.kind](run, options)
     print(options.output)
 
 
@@ -122,34 +131,32 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         each.add_argument("--cache", type=Path, help="default: $DINOTRACK_CACHE, or dinotrack in your cache folder")
     options = parser.parse_args(arguments)
     allowed = (".png",) if options.kind == "best-buddies" else (".png", ".mp4")
+    if options.kind == "best-buddies" and options.count < 1:
+        parser.error(f"--count {options.count}: expected at least 1")
     if options.output.suffix.lower() not in allowed:
         parser.error(f"output {options.output}: expected a name that ends in {' or '.join(allowed)}")
     return options
 
 
-def similarity(options: argparse.Namespace) -> None:
+def similarity(run: FittedRun, options: argparse.Namespace) -> None:
     """Heat maps in raw and refined features; each look predicts with its own tracker."""
-    run, asked = FittedRun.open(options), torch.tensor(options.query)
+    asked = torch.tensor(options.query)
     check_queries(asked[None], len(run.video), run.video.size)
-    raw = raw_feature_tracker(run.video, run.raw, radius=run.tracker.head.radius)
-    raw.scale_constants = run.tracker.scale_constants
-    trackers: dict[str, FeatureTracker] = {
-        "raw features": raw.to(run.raw.values.device),
-        "refined features": run.tracker,
-    }
-    looks = [Look(name, each.features, each.track(asked[None]).xy[0], each.shift) for name, each in trackers.items()]
     chosen = options.frames or (range(len(run.video)) if is_video(options.output) else [len(run.video) // 2])
-    write(similarity_picture(run.video, asked, looks, chosen, progress=shown), options.output, run.video.fps, columns=1)
+    write(similarity_picture(run.video, asked, looks_of(run, asked), chosen, progress=shown), options.output, run)
 
 
-def best_buddies(options: argparse.Namespace) -> None:
+def looks_of(run: FittedRun, asked: Float[Tensor, "3"]) -> list[Look]:
+    """The query (t, x, y), in pixels of the video, looked for in raw and in refined features."""
+    trackers = {"raw features": run.raw_tracker, "refined features": run.tracker}
+    return [Look(name, each.features, each.track(asked[None]).xy[0], each.shift) for name, each in trackers.items()]
+
+
+def best_buddies(run: FittedRun, options: argparse.Namespace) -> None:
     """Lines of each kind below one another."""
-    run = FittedRun.open(options)
     frames = options.frames or [0, len(run.video) // 2]
     if len(frames) != 2:
         raise DinotrackError(f"--frames {','.join(map(str, frames))}: expected two, source and target")
-    if options.count < 1:
-        raise DinotrackError(f"--count {options.count}: expected at least 1")
     check_frames(frames, len(run.video))
     masks, rows = run.masks() if options.foreground else None, []
     for kind in options.kinds or ["raw", "refined"]:
@@ -174,9 +181,8 @@ def pairs_of(run: FittedRun, kind: str, source: int, target: int) -> Pairs:
     return best_buddies_between(run.raw if kind == "raw" else run.tracker.features, source, target)
 
 
-def pca(options: argparse.Namespace) -> None:
+def pca(run: FittedRun, options: argparse.Namespace) -> None:
     """The video, raw and refined components beside one another; axes and colours are those of the whole video."""
-    run = FittedRun.open(options)
     count = len(run.video)
     every = torch.linspace(0, count - 1, min(3, count)).round().int().tolist()
     chosen = check_frames(options.frames or (range(count) if is_video(options.output) else every), count)
@@ -184,17 +190,16 @@ def pca(options: argparse.Namespace) -> None:
     panels = {"video": resize_frames(run.video.frames[chosen], size)}
     for name, features in (("raw features", run.raw), ("refined features", run.tracker.features)):
         panels[name] = pca_frames(features, size)[chosen]
-    sheet = tile([titled(frames, name) for name, frames in panels.items()])
-    write(sheet, options.output, run.video.fps, columns=1)
+    write(tile([titled(frames, name) for name, frames in panels.items()]), options.output, run)
 
 
 def is_video(output: Path) -> bool:
     return output.suffix.lower() == ".mp4"
 
 
-def write(frames: UInt8[Tensor, "t 3 h w"], output: Path, fps: float, columns: int) -> None:
-    """Frames as a video or as one picture, in rows of `columns`."""
+def write(frames: UInt8[Tensor, "t 3 h w"], output: Path, run: FittedRun) -> None:
+    """Frames as a video, or below one another as one picture."""
     if is_video(output):
-        save_video(frames, output, fps)
+        save_video(frames, output, run.video.fps)
     else:
-        save_png(frames_in_a_row(frames, columns), output)
+        save_png(frames_in_a_row(frames, 1), output)

@@ -1,0 +1,121 @@
+"""Make the pictures of docs/pictures.md from DAVIS horsejump-high: `python scripts/pictures.py [run folder]`.
+
+The folder is that of a fit to that clip; where it holds none, one is made (experiment=cpu_small, two minutes on two cores).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from dinotrack.data.queries import read_queries
+from dinotrack.data.video import load_masks
+from dinotrack.evaluation import predict, truth_of_joints
+from dinotrack.structs import Video
+from dinotrack.tools.picture import FittedRun, looks_of, pairs_of
+from dinotrack.visualization import (
+    compare_tracks,
+    draw_matches,
+    draw_tracks,
+    on_mask,
+    pca_frames,
+    resized,
+    save_png,
+    similarity_picture,
+    spread,
+    tile,
+    titled,
+)
+from dinotrack.visualization.layout import resized_tracks
+from dinotrack.visualization.side_by_side import frames_in_a_row
+
+ROOT = Path(__file__).parents[1]
+CLIP, IMAGES = ROOT / "../shared/data/horsejump-high", ROOT / "docs/images"
+WIDE, MOST = 960, 200_000
+QUERY = (0.0, 226.0, 150.0)
+"""The rider's back."""
+
+
+def fit(folder: Path) -> None:
+    """Fit a tracker to the clip, without weights."""
+    clip = [f"video={CLIP / 'video'}", f"masks={CLIP / 'masks'}", "queries=grid:20", "queries_on_mask=true"]
+    options = ["experiment=cpu_small", *clip, "logger=none", "render=false", f"hydra.run.dir={folder}"]
+    subprocess.run([sys.executable, "-m", "dinotrack", "run", *options], check=True)
+
+
+def keep(picture: UInt8[Tensor, "3 h w"], name: str) -> None:
+    """Save a picture with 256 colours or fewer, as many as `MOST` bytes allow."""
+    path = IMAGES / f"picture_{name}.png"
+    save_png(picture, path)
+    image = Image.open(path).convert("RGB")
+    for colours in (256, 128, 64, 32):
+        image.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= MOST:
+            print(f"{path}: {path.stat().st_size // 1000} kB, {colours} colours")
+            return
+    raise SystemExit(f"{path} is larger than {MOST} bytes; make WIDE smaller")
+
+
+def overlays(run: FittedRun, video: Video) -> None:
+    """Points with trails, coloured by their row and by their confidence."""
+    tracks = run.tracker.track(read_queries("grid:20", video, masked=True))
+    size = (WIDE // 2, round(WIDE / 2 * video.size[1] / video.size[0]))
+    small, scaled = resized(video, size), resized_tracks(tracks, size)
+    for colour in ("rainbow", "confidence"):
+        drawn = draw_tracks(small, scaled, colour=colour, frames=[0, 15, 30, 45], min_radius=3)
+        keep(frames_in_a_row(drawn, 2), colour)
+
+
+def errors(run: FittedRun, video: Video) -> None:
+    """BADJA's joints by raw features and by the fit, side by side, with lines to where they are."""
+    truth = truth_of_joints(video, CLIP / "badja.json")
+    first = truth.queries[:, 0] == truth.queries[:, 0].min()
+    truth = truth[first]
+    both = [predict(tracker, truth, video.size) for tracker in (run.raw_tracker, run.tracker)]
+    frames = truth.frames[[1, 4]].tolist()
+    titles = ["raw features", "fitted tracker"]
+    drawn = compare_tracks(video, both, titles, truth=truth, frames=frames, trail=0, widest=WIDE)
+    keep(frames_in_a_row(drawn, 1), "errors")
+
+
+def similarity(run: FittedRun, video: Video) -> None:
+    asked = torch.tensor(QUERY)
+    keep(
+        frames_in_a_row(similarity_picture(video, asked, looks_of(run, asked), [12, 25], widest=WIDE), 1), "similarity"
+    )
+
+
+def best_buddies(run: FittedRun, video: Video) -> None:
+    rows = []
+    for kind, label in (("refined", "best buddies in refined features"), ("tracklets", "tracklets of optical flow")):
+        pairs = spread(on_mask(pairs_of(run, kind, 0, 20), video.masks, run.raw.size), 40)
+        rows.append(draw_matches(video, pairs, run.raw.size, 0, 20, title=label, widest=WIDE)[None])
+    keep(tile(rows, 1)[0], "best_buddies")
+
+
+def components(run: FittedRun, video: Video) -> None:
+    chosen, size = [0, 25, 49], (WIDE // 3, round(WIDE / 3 * video.size[1] / video.size[0]))
+    panels = [titled(resized(video, size).frames[chosen], "video")]
+    for name, features in (("raw features", run.raw), ("refined features", run.tracker.features)):
+        panels.append(titled(pca_frames(features, size)[chosen], name))
+    keep(frames_in_a_row(tile(panels), 1), "pca")
+
+
+def main(folder: Path) -> None:
+    if not CLIP.is_dir():
+        raise SystemExit(f"{CLIP} is not there; put DAVIS horsejump-high in it")
+    if not (folder / "tracker.ckpt").exists():
+        fit(folder)
+    run = FittedRun.open(folder)
+    masks = load_masks(CLIP / "masks", run.video)
+    video = Video(run.video.frames, run.video.fps, masks, run.video.path)
+    for make in (overlays, errors, similarity, best_buddies, components):
+        make(run, video)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/pictures"))
