@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -99,6 +100,11 @@ def test_json_that_is_none_of_ours(tmp_path: Path):
             (tmp_path / f"{k}.json").write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(DinotrackError, match=message):
             load_json(tmp_path / f"{k}.json")
+
+
+def test_json_has_no_frame_rate_that_is_no_number(tmp_path: Path):
+    with pytest.raises(DinotrackError, match="of nan frames per second"):
+        save_json(replace(tracks(), fps=math.nan), tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("n", [3, 1])

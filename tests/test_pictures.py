@@ -422,15 +422,23 @@ def test_render_reads_the_truth_of_an_evaluation(files: Path):
         (["--colour", "blue"], "invalid choice"),
         (["--truth", "b.npz"], "give the truth of the same queries"),
         (["--columns", "0", "--title", "a"], "expected one title for each"),
+        (["--compare", "c.npz"], "c.npz has 2 frames of (640, 480)"),
     ],
 )
 def test_render_says_what_is_wrong(files: Path, capsys: Any, monkeypatch: Any, words: list[str], message: str):
     monkeypatch.chdir(files)
+    save_npz(tracks_at(1.0, 1.0, count=2), files / "c.npz")
     with pytest.raises(SystemExit) as end:
         cli.main(["render", "a.npz", "video", "out.mp4", *words])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
     assert not (files / "out.mp4").exists()
+
+
+def test_render_refuses_other_endings_before_it_draws(files: Path, capsys: Any):
+    with pytest.raises(SystemExit):
+        cli.main(["render", str(files / "a.npz"), "no such video", "out.gif"])
+    assert "expected a name that ends in .mp4, .m4v, .mov, .png" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,10 @@ def save_json(
     """Write raster positions (method §0) to `digits` places; `first_frame` is the number of the first frame.
 
     Raises:
-        DinotrackError: when the file cannot be written; nothing half-written stays.
+        DinotrackError: for a frame rate that is no number, or when the file cannot be written; nothing half-written stays.
     """
+    if not math.isfinite(tracks.fps):
+        raise DinotrackError(f"the tracks are of {tracks.fps} frames per second, which JSON has not; expected a number")
     content = {
         "format": FORMAT,
         "version": VERSION,

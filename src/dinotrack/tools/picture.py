@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from dinotrack.methods.raw_features import raw_feature_tracker
 from dinotrack.mp4 import save_video
 from dinotrack.preprocessing import video_features, working_frames
 from dinotrack.progress import shown
-from dinotrack.structs import FeatureMap, Pairs, Video
+from dinotrack.structs import FeatureMap, Pairs, Tracklets, Video
 from dinotrack.tools.arguments import numbers, query
 from dinotrack.trackers import FeatureTracker, check_queries
 from dinotrack.training.config import pick_device
@@ -56,6 +56,7 @@ class FittedRun:
     video: Video
     raw: FeatureMap
     tracker: DinoTracker
+    cache: Path | None = None
 
     @classmethod
     def open(
@@ -76,7 +77,7 @@ class FittedRun:
         frames = working_frames(opened, backbone.stride, size=tuple(about["working_size"]))
         raw = video_features(opened, frames, backbone, cache or default_cache(), **common)
         tracker = load_dino_tracker(path, opened, backbone=backbone, cache=cache, **common)
-        return cls(path.parent, opened, raw.to(common["device"]), tracker)
+        return cls(path.parent, opened, raw.to(common["device"]), tracker, cache)
 
     @property
     def config(self) -> DictConfig:
@@ -95,12 +96,20 @@ class FittedRun:
         tracker = raw_feature_tracker(self.video, self.raw, radius=radius, scale_constants=scale)
         return tracker.to(self.raw.values.device)
 
-    def masks(self) -> Bool[Tensor, "t h w"]:
-        """The masks that it was run with, or the saliency of the raw features."""
+    def given_masks(self) -> Bool[Tensor, "m h w"]:
+        """The masks that it was run with, none if it was run without."""
         given = self.config.get("masks")
         if not given:
-            return saliency_masks(self.raw.to("cpu"))
+            return self.video.masks
         return load_masks(given, self.video, start=self.video.start, stop=self.video.start + len(self.video))
+
+    def tracklets(self) -> Tracklets:
+        """The optical flow's tracklets that supervised it, from the cache or computed again."""
+        config = self.config
+        config.device = str(self.raw.values.device)
+        config.cache_dir = str(self.cache) if self.cache else config.cache_dir
+        data = prepare(config, replace(self.video, masks=self.given_masks()), shown)
+        return data.store.tracklets.to("cpu")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -158,10 +167,12 @@ def best_buddies(run: FittedRun, options: argparse.Namespace) -> None:
     if len(frames) != 2:
         raise DinotrackError(f"--frames {','.join(map(str, frames))}: expected two, source and target")
     check_frames(frames, len(run.video))
-    masks, rows = run.masks() if options.foreground else None, []
+    rows = []
     for kind in options.kinds or ["raw", "refined"]:
         pairs = pairs_of(run, kind, frames[0], frames[1])
-        pairs = pairs if masks is None else on_mask(pairs, masks, run.raw.size)
+        if options.foreground:
+            masks = run.given_masks()
+            pairs = on_mask(pairs, masks if len(masks) else saliency_masks(run.raw), run.raw.size)
         title = f"{LABELS[kind]}: {len(pairs)} from frame {frames[0]} to {frames[1]}"
         rows.append(draw_matches(run.video, spread(pairs, options.count), run.raw.size, *frames, title=title)[None])
     save_png(tile(rows, 1)[0], options.output)
@@ -177,7 +188,7 @@ LABELS = {
 def pairs_of(run: FittedRun, kind: str, source: int, target: int) -> Pairs:
     """All correspondences of a kind between two frames; tracklets are those that the fit had."""
     if kind == "tracklets":
-        return tracklets_between(prepare(run.config, run.video, shown).store.tracklets.to("cpu"), source, target)
+        return tracklets_between(run.tracklets(), source, target)
     return best_buddies_between(run.raw if kind == "raw" else run.tracker.features, source, target)
 
 

@@ -16,6 +16,8 @@ from dinotrack.tools.arguments import numbers
 from dinotrack.visualization import COLOURINGS, compare_tracks, render_overlay, save_png
 from dinotrack.visualization.side_by_side import frames_in_a_row
 
+ENDINGS = (".mp4", ".m4v", ".mov", ".png")
+
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
@@ -56,6 +58,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--columns", type=int, help="panels in a row; default: all")
     parser.add_argument("--frames", type=numbers, help="only these frames, as in 0,12,24; default of a .png: 4 of all")
     options = parser.parse_args(arguments)
+    if options.output.suffix.lower() not in ENDINGS:
+        parser.error(f"output {options.output}: expected a name that ends in {', '.join(ENDINGS)}")
     if len(options.title) not in (0, 1 + len(options.compare)):
         parser.error(f"--title is given {len(options.title)} times for {1 + len(options.compare)} tracks")
     return options
