@@ -23,6 +23,7 @@ HYDRA_COMMANDS = {
 }
 TOOLS = {
     "render": "draw tracks over their video",
+    "view": "write a page that plays a run in the browser",
     "export": "write a checkpoint as the two files of the published code",
     "score": "score the predictions of dinotrack evaluate again, and lay methods side by side",
     "make-benchmark": "write our synthetic benchmark as TAP-Vid's files",
@@ -42,6 +43,7 @@ commands:
   dinotrack run video=clip.mp4 experiment=cpu_small  without a GPU and without weights
   dinotrack fit video=frames/ masks=masks/           the fit alone
   dinotrack track checkpoint=runs/.../tracker.ckpt queries=points.csv
+  dinotrack view runs/run/... --open                 the run in the browser, in one file
   dinotrack evaluate benchmark=synthetic experiment=demo method=raw_features
   dinotrack fit -m video=clip.mp4 losses.best_buddy.weight=1e-4,25e-5
 
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command in HYDRA_COMMANDS:
         hydra_command(command, rest)
     elif command in TOOLS:
-        tools = {"render": render, "export": export, "score": score, "make-benchmark": make_benchmark}
+        tools = {"render": render, "view": view, "export": export, "score": score, "make-benchmark": make_benchmark}
         sys.exit(plainly(lambda: tools[command](rest)))
     else:
         sys.exit(f"dinotrack: there is no command {command!r}; there are {', '.join([*HYDRA_COMMANDS, *TOOLS])}")
@@ -184,6 +186,37 @@ def render(rest: Sequence[str]) -> None:
         )
     render_overlay(video, tracks, options.output, trail=options.trail, every=options.every, progress=shown)
     print(options.output)
+
+
+def view(rest: Sequence[str]) -> None:
+    """`dinotrack view RUN_FOLDER [--compare OTHER] [--objects FILE] [--output view.html]`."""
+    parser = argparse.ArgumentParser(prog="dinotrack view", description=TOOLS["view"])
+    parser.add_argument("run", type=Path, help="a run folder, or a file of tracks (.npz)")
+    parser.add_argument("--compare", type=Path, metavar="OTHER", help="another run folder or file, of the same video")
+    parser.add_argument(
+        "--objects", type=Path, help="labels or masks (.npy), a folder of masks, or a .csv point,object"
+    )
+    parser.add_argument("--video", help="where the video is, if not where it was tracked")
+    parser.add_argument("--start", type=int, help="first frame that was tracked, if the run folder does not say")
+    parser.add_argument("--output", type=Path, help="default: view.html beside the tracks")
+    parser.add_argument("--max-side", type=int, default=960, help="long side of the frames in the page, pixels")
+    parser.add_argument("--quality", type=int, default=85, help="of the frames in the page, JPEG's 1 to 95")
+    parser.add_argument("--open", action="store_true", help="show it in the browser")
+    options = parser.parse_args(rest)
+
+    from dinotrack.progress import shown
+    from dinotrack.viewer import NO_OBJECTS, open_sources, read_objects, tracks_file, write_view
+
+    video, sets = open_sources(options.run, options.compare, video=options.video, start=options.start)
+    objects = read_objects(options.objects, sets[0].tracks, video) if options.objects else NO_OBJECTS
+    output = options.output or tracks_file(options.run).parent / "view.html"
+    sizes = {"max_side": options.max_side, "quality": options.quality}
+    write_view(video, sets, output, objects=objects, progress=shown, **sizes)
+    print(output)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(output.resolve().as_uri())
 
 
 def export(rest: Sequence[str]) -> None:
