@@ -311,6 +311,12 @@ def test_a_video_that_moved_or_changed_wants_its_place(tmp_path: Path, capsys: p
         capsys.readouterr()
 
 
+def test_a_run_of_another_video_is_not_compared(run_folder: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", hash="0")
+    with pytest.raises(DinotrackError, match=r"what .*other was tracked in"):
+        open_sources(run_folder, other)
+
+
 def test_folders_without_tracks_and_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "fit").mkdir()
     (tmp_path / "text.npz").write_text("hello")

@@ -220,6 +220,7 @@ def test_a_box_chooses_the_points_inside(view: Open, turned: bool) -> None:
 def test_the_export_is_what_dinotrack_writes_of_the_chosen_points(view: Open, tmp_path: Path) -> None:
     tracks = replace(grid(), xy=grid().xy + torch.rand(20, FRAMES, 2, generator=torch.Generator().manual_seed(1)))
     tracks.xy[3, 4] = torch.nan
+    tracks.xy[5, 6] = torch.tensor([100.03125, -0.00001])  # a tie, and a zero with its sign
     page = view(coloured(), tracks)
     assert page.is_disabled("#export")
     drag(page, between(page, -10, 20), between(page, 70, 60))
@@ -344,6 +345,33 @@ def test_no_tracks_no_errors(view: Open) -> None:
     for key in ("ArrowDown", "a", "c", "End", "e"):
         page.keyboard.press(key)
     until(page, "viewer.shown === 11")
+
+
+def test_a_frame_that_cannot_be_decoded_is_named(browser: Any, tmp_path: Path) -> None:
+    write_view(coloured(), [TrackSet("a", grid())], tmp_path / "view.html")
+    first, second, rest = (tmp_path / "view.html").read_text().split('class="frame">', 2)
+    broken = 'class="frame">'.join([first, second, rest[:40] + rest[rest.index("</script>") :]])
+    (tmp_path / "view.html").write_text(broken)
+    page = browser.new_page()
+    page.goto((tmp_path / "view.html").as_uri())
+    until(page, "window.viewer && viewer.shown === 0")
+    page.keyboard.press("ArrowRight")
+    until(page, "!document.getElementById('trouble').hidden")
+    assert "Frame 1 of this page cannot be decoded" in page.inner_text("#trouble")
+    assert page.evaluate("viewer.shown") == 0
+    page.keyboard.press("ArrowRight")
+    until(page, "viewer.shown === 2")
+    assert not page.is_visible("#trouble")
+    page.close()
+
+
+def test_controls_used_by_pointer_leave_the_keys_to_the_film(view: Open) -> None:
+    page = view(coloured(), grid())
+    page.mouse.click(*page.evaluate("viewer.where(0)"))
+    page.locator("#hide").click()
+    page.keyboard.press(" ")
+    until(page, "viewer.playing")
+    assert page.is_checked("#hide")
 
 
 INTRUDERS = """() => {

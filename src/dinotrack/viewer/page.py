@@ -143,7 +143,7 @@ def _payload(video: Video, sets: Sequence[TrackSet], points: Points, objects: Ob
         "frames": len(video),
         "start": video.start,
         "points": len(points),
-        "queries": _base64(points.queries.numpy(force=True), "<f4"),
+        "queries": _base64(points.queries.float().numpy(), "<f4"),
         "colours": _base64(colours, "u1"),
         "objects": {"names": list(objects.names), "of": _base64(of.numpy(), "<i4")},
         "confidence": _spread([each.tracks for each in sets]),

@@ -28,17 +28,17 @@ def open_sources(
     Raises:
         DinotrackError: where a file is missing or none of tracks, the video is not where it was, or is another one.
     """
-    sets = [_open_tracks(path) for path in (source, *([compared] if compared else []))]
-    about = _described(tracks_file(source).parent)
+    sources = (source, *([compared] if compared else []))
+    sets = [_open_tracks(each) for each in sources]
+    about = _described(source)
     place = video or str(about.get("path") or "")
     _check_place(place, source, moved=video is None)
     first = int(about.get("start") or 0) if start is None else start
     opened = open_video(place, start=first, stop=first + sets[0].tracks.xy.shape[1])
     _check_fit(opened, sets[0])
-    if video is None and about.get("hash") not in (None, opened.content_hash):
-        raise DinotrackError(
-            f"{place} does not show from frame {first} on what was tracked; give --video, and --start where that is not {first}"
-        )
+    if video is None:
+        for each in sources:
+            _check_content(opened, each)
     return opened, sets
 
 
@@ -64,9 +64,9 @@ def _open_tracks(source: Path) -> TrackSet:
     return TrackSet(parent if file.name == TRACKS and parent else file.name, load_npz(file))
 
 
-def _described(folder: Path) -> Mapping[str, Any]:
+def _described(source: Path) -> Mapping[str, Any]:
     """What a run folder says of its video: nothing where it is no run folder, or the run is one of a benchmark."""
-    path = folder / SUMMARY
+    path = tracks_file(source).parent / SUMMARY
     if not path.is_file():
         return {}
     try:
@@ -90,4 +90,13 @@ def _check_fit(video: Video, tracked: TrackSet) -> None:
     if found != expected:
         raise DinotrackError(
             f"{video.path} is of (T, W, H) = {found}, {tracked.name} of {expected}; give the video that was tracked with --video"
+        )
+
+
+def _check_content(video: Video, source: Path) -> None:
+    """A video that was replaced, or another part of it, would put every track on a wrong picture."""
+    if _described(source).get("hash") not in (None, video.content_hash):
+        raise DinotrackError(
+            f"{video.path} does not show from frame {video.start} on what {source} was tracked in; "
+            f"give the video with --video, and --start where that is not {video.start}"
         )

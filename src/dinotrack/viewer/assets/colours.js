@@ -31,14 +31,13 @@ function legend(kind, data) {
   if (kind === "confidence") return [scaleBar(data.confidence)];
   if (kind === "object") return [...data.objects.names.map((name, k) => swatch(name, objectColour(k))), swatch("none", NEUTRAL)];
   if (kind === "file") return data.sets.map((set, k) => swatch(`${"AB"[k]}  ${set.name}`, FILES[k]));
-  return [startMap(data), make("p", "note", "where a point's query lies in the frame")];
+  return [startMap(), make("p", "note", "where a point's query lies in the frame")];
 }
 
 /** The frame in the colours of `start_colours`: HSV (300° x, 1 - 0.6 y, 1), which HSL says with full saturation. */
-function startMap({ width, height }, columns = 96, rows = 24) {
+function startMap(columns = 96, rows = 24) {
   const map = make("canvas", "map");
   [map.width, map.height] = [columns, rows];
-  map.style.aspectRatio = Math.max(width / height, 3);
   const ctx = map.getContext("2d");
   for (let i = 0; i < rows; i++) {
     for (let j = 0; j < columns; j++) {

@@ -96,6 +96,13 @@ function bindKeys(viewer) {
   });
 }
 
+/** A control that was used by pointer keeps no focus, so that keys mean the film again; one that keys reached keeps it. */
+function giveKeysBack() {
+  for (const used of ["click", "change"]) {
+    document.addEventListener(used, ({ target }) => target.matches("main *, header *") && !target.matches(":focus-visible") && target.blur());
+  }
+}
+
 /** Click, box and hover with the main button, moving the zoomed frame with the others, zoom with the wheel. */
 function bindPointer(viewer) {
   const stage = $("stage");

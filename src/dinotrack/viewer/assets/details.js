@@ -1,6 +1,7 @@
 // What the page says in words of the chosen points.
 
 const position = (x, y) => (Number.isFinite(x + y) ? `${x.toFixed(1)}, ${y.toFixed(1)}` : "–");
+const decimals = (value) => (Number.isFinite(value) ? value.toFixed(3) : "–");
 const pixels = (value) => (Number.isFinite(value) ? `${value.toFixed(2)} px` : "–");
 
 /** One line on how many points are chosen, for eyes and for screen readers. */
@@ -34,8 +35,8 @@ function oneRows(data, n, t) {
     ["query", `frame ${frame} at ${position(x, y)}`],
     ["position", ...each((set) => position(set.x(n, t), set.y(n, t)))],
     ["now", ...each((set) => (set.seen(n, t) ? "visible" : "occluded"))],
-    ["confidence", ...each((set) => set.sure(n, t).toFixed(3))],
-    ["visible in", ...each((set) => `${framesSeen(set, n)} of ${set.frames} frames`)],
+    ["confidence", ...each((set) => decimals(set.sure(n, t)))],
+    ["visible in", ...each((set) => `${framesSeen(set, n)} of ${set.frames}${data.sets.length > 1 ? "" : " frames"}`)],
   ];
 }
 

@@ -1,6 +1,12 @@
 // The chosen tracks as the CSV that dinotrack writes: point,t,x,y,visible,confidence; `point` is the row in the file of tracks.
 
-const fixed = (value) => (Number.isFinite(value) ? value.toFixed(4) : "nan");
+/** Four decimals, halves to even, as Python writes them; of 32-bit numbers, so that a product with 10 000 is exact. */
+function fixed(value) {
+  if (!Number.isFinite(value)) return "nan";
+  const scaled = Math.abs(value) * 1e4;
+  const whole = scaled % 1 === 0.5 ? 2 * Math.round(scaled / 2) : Math.round(scaled);
+  return (value < 0 || Object.is(value, -0) ? "-" : "") + (whole / 1e4).toFixed(4);
+}
 
 function csvOf(set, chosen) {
   const lines = ["point,t,x,y,visible,confidence"];

@@ -18,6 +18,7 @@ class Viewer {
 
   start() {
     for (const bind of [bindTransport, bindSettings, bindKeys, bindPointer]) bind(this);
+    giveKeysBack();
     this.describe();
     this.showSettings();
     this.selected();
@@ -49,6 +50,7 @@ class Viewer {
     this.showHovered();
     this.drawing.draw(bitmap, t, this.hovered);
     const { start, fps, frames } = this.data;
+    $("trouble").hidden = true;
     $("scrubber").value = t;
     $("cursor").style.transform = `translateX(${this.timeline.x(t)}px)`;
     $("place").textContent = `${t} / ${frames - 1}   ${(t / fps).toFixed(2)} s${start ? `   video frame ${start + t}` : ""}`;
@@ -84,8 +86,10 @@ class Viewer {
   }
 
   showPlaying() {
-    const { playing } = this.player;
-    if ($("play").classList.toggle("playing", playing) !== ($("play").ariaLabel === "Pause")) $("play").ariaLabel = playing ? "Pause" : "Play";
+    const { playing } = this.player, button = $("play");
+    if (button.classList.contains("playing") === playing) return;
+    button.classList.toggle("playing", playing);
+    button.setAttribute("aria-label", playing ? "Pause" : "Play");
   }
 
   // Choosing
