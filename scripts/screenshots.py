@@ -22,17 +22,19 @@ IMAGES = ROOT / "docs" / "images"
 DATA = (ROOT.parent / "shared" / "data").resolve()
 HORSE = DATA / "horsejump-high"
 LARGEST = 200_000
+METHODS = ("raw_features", "flow_chain")
+"""A fit would take minutes and show the same viewer."""
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """Write a PNG of at most `LARGEST` bytes, of as many colours as that leaves."""
-    for colours in (256, 128, 64, 32):
+    """Write a JPEG of at most `LARGEST` bytes, as good as that leaves; a PNG so small would want a palette and falsify colours."""
+    for quality in range(95, 60, -5):
         buffer = io.BytesIO()
-        picture.convert("RGB").quantize(colours).save(buffer, "PNG", optimize=True)
+        picture.convert("RGB").save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
         if buffer.tell() <= LARGEST:
-            (IMAGES / f"{name}.png").write_bytes(buffer.getvalue())
+            (IMAGES / f"{name}.jpg").write_bytes(buffer.getvalue())
             return
-    raise SystemExit(f"{name}: {buffer.tell()} bytes with {colours} colours; make the picture smaller")
+    raise SystemExit(f"{name}: {buffer.tell()} bytes at quality {quality}; make the picture smaller")
 
 
 def dinotrack(*arguments: str | Path) -> None:
@@ -40,20 +42,20 @@ def dinotrack(*arguments: str | Path) -> None:
 
 
 def viewer() -> None:
-    """The viewer on the horse: confidence with one point singled out, and a fit beside its raw features."""
+    """The viewer on the horse: confidence with one point singled out, and raw features beside chained flow."""
     if missing():
         raise SystemExit(missing())
     runs = ROOT / "runs" / "screenshots"
     common = ["experiment=cpu_small", f"video={HORSE / 'video'}", f"masks={HORSE / 'masks'}"]
     common += ["queries=grid:20", "queries_on_mask=true", "render=false"]
-    for method in ("dino_tracker", "raw_features"):
+    for method in METHODS:
         if not (runs / method / "tracks.npz").exists():
             dinotrack("run", *common, f"method={method}", f"hydra.run.dir={runs / method}")
     page = runs / "view.html"
-    dinotrack("view", runs / "dino_tracker", "--objects", HORSE / "masks", "--output", page)
+    dinotrack("view", runs / METHODS[0], "--output", page)
     compared = runs / "compare.html"
-    dinotrack("view", runs / "dino_tracker", "--compare", runs / "raw_features", "--output", compared)
-    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile), 1200, 760) as browser:
+    dinotrack("view", runs / METHODS[0], "--compare", runs / METHODS[1], "--output", compared)
+    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile), 1280, 890) as browser:
         shoot(browser, page, "viewer", one_point)
         shoot(browser, compared, "viewer_compare", beside)
 
@@ -71,13 +73,18 @@ def shoot(browser: Any, path: Path, name: str, act: Callable[[Any], None]) -> No
 def one_point(page: Any) -> None:
     page.select_option("#colour", "confidence")
     goto(page, 20)
-    for _ in range(30):
-        page.keyboard.press("ArrowDown")
+    choose(page, 12)
 
 
 def beside(page: Any) -> None:
     goto(page, 20)
+    choose(page, 12)
     page.keyboard.press("v")
+
+
+def choose(page: Any, n: int) -> None:
+    for _ in range(n + 1):
+        page.keyboard.press("ArrowDown")
 
 
 def goto(page: Any, t: int) -> None:

@@ -18,6 +18,9 @@ FLAGS = (
     "--disable-sync",
 )
 
+PATIENCE = 120.0
+"""Seconds; on a machine that does other work a page may wait long for its turn."""
+
 
 def missing() -> str:
     """Why no browser can be started, or nothing."""
@@ -41,11 +44,12 @@ def chromium(profile: Path, width: int = 1280, height: int = 800, **options: Any
         context = driver.chromium.launch_persistent_context(
             profile, executable_path=path, headless=True, args=list(FLAGS), viewport=size, **options
         )
+        context.set_default_timeout(1000 * PATIENCE)
         yield context
         context.close()
 
 
-def until(page: Any, expression: str, seconds: float = 30) -> None:
+def until(page: Any, expression: str, seconds: float = PATIENCE) -> None:
     """Wait until an expression of the page is true; Playwright's own way wants `eval`, which the viewer's policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):

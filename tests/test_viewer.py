@@ -114,6 +114,20 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert scripts.tags.count("script") == 1 + 5 + 1
 
 
+@pytest.mark.parametrize(
+    ("path", "title"),
+    [
+        ("/a/horse/clip.mp4", "clip.mp4"),
+        ("/a/horse/video", "horse/video"),
+        ("", "video"),
+        (SYNTHETIC, "synthetic video"),
+    ],
+)
+def test_the_title_says_which_video(tmp_path: Path, path: str, title: str) -> None:
+    write_view(video(path=path), [TrackSet("a", tracks())], tmp_path / "view.html")
+    assert parsed(tmp_path / "view.html")[0]["title"] == title
+
+
 def test_the_policy_allows_this_script_and_style_and_nothing_else(tmp_path: Path) -> None:
     write_view(video(), [TrackSet("a", tracks())], tmp_path / "view.html")
     page = (tmp_path / "view.html").read_text(encoding="utf-8")

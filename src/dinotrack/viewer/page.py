@@ -109,7 +109,11 @@ def _check(video: Video, sets: Sequence[TrackSet], target: Path, max_side: int, 
 
 
 def _title(video: Video) -> str:
-    return "synthetic video" if video.path.startswith(SYNTHETIC) else Path(video.path).name or "video"
+    """The file's name; a folder of frames has seldom a name of its own, so its parent's goes before it."""
+    if video.path.startswith(SYNTHETIC):
+        return "synthetic video"
+    parts = [part for part in Path(video.path).parts if part != os.sep]
+    return "/".join(parts[-1:] if Path(video.path).suffix else parts[-2:]) or "video"
 
 
 def _kept_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:

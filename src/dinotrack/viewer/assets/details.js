@@ -17,7 +17,7 @@ function chosenLine(data, chosen) {
 function pointName(data, n) {
   const [a, b] = data.sets, object = data.objects.names[data.objects.of[n]];
   const rows = [a, b].filter((set) => set?.has(n)).map((set) => (b ? `${"AB"[set.number]} ${set.rows[n]}` : set.rows[n]));
-  return `Point ${rows.join(" · ")}${object === undefined ? "" : ` on ${object}`}`;
+  return `Point ${rows.join(" · ")}${object === undefined ? "" : `, object ${object}`}`;
 }
 
 /** Rows [name, a text for each file or one for both] on the chosen points at frame t; `apart` is what `differences` found. */
@@ -78,7 +78,7 @@ function differences(data, chosen) {
   return [
     ["median apart", pixels(found[Math.floor((found.length - 1) / 2)])],
     ["most apart", pixels(found[found.length - 1])],
-    ["visibility agrees", both.length ? `in ${share.toFixed(0)} % of frames` : "–"],
+    ["same visibility", both.length ? `in ${share.toFixed(0)} % of frames` : "–"],
   ];
 }
 

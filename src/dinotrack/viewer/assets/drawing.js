@@ -1,7 +1,7 @@
 // The picture: a frame, trails, and a mark for each point; full where visible, hollow where occluded. A is round, B square.
 
 const BANDS = 5; // levels of a trail's fading, each one stroke a point
-const DIM = 0.25;
+const DIM = 0.4;
 const JUMP = 0.1; // of the long side: a step that long is a point found elsewhere, not motion
 
 class Drawing {
