@@ -122,6 +122,13 @@ def test_render_draws_over_the_tracked_video(finished_run: Path, tmp_path: Path)
     )  # tiny videos are shown enlarged
 
 
+def test_view_writes_the_run_as_a_page(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        call("view", str(finished_run), "--output", str(tmp_path / "view.html"))
+    assert end.value.code == 0
+    assert (tmp_path / "view.html").read_text().count('class="frame"') == 9
+
+
 def folder_of_frames(folder: Path, sizes: list[tuple[int, int]]) -> Path:
     folder.mkdir()
     for number, size in enumerate(sizes):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dinotrack.viewer.page import SCRIPTS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,6 +28,7 @@ def test_wheel_carries_configs_and_type_marker(wheel: Path) -> None:
     configs = {f"dinotrack/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert configs <= held
     assert "dinotrack/py.typed" in held
+    assert {f"dinotrack/viewer/assets/{name}" for name in (*SCRIPTS, "page.html", "viewer.css")} <= held
     assert not [name for name in held if name.startswith("tests/")]
 
 

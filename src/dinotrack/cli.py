@@ -1,6 +1,5 @@
 """The command `dinotrack`: Hydra mains for what has settings, argparse for small tools."""
 
-import argparse
 import importlib
 import logging
 import os
@@ -25,6 +24,7 @@ TOOLS = {
     "render": "draw tracks over their video; several trackers side by side; errors against ground truth",
     "picture": "what the features of a finished fit see: similarity, best-buddies or pca",
     "convert": "tracks as CSV, NPZ, JSON keypoints, for Nuke or for Blender",
+    "view": "write a page that plays a run in the browser",
     "export": "write a checkpoint as the two files of the published code",
     "score": "score the predictions of dinotrack evaluate again, and lay methods side by side",
     "make-benchmark": "write our synthetic benchmark as TAP-Vid's files",
@@ -44,6 +44,7 @@ commands:
   dinotrack run video=clip.mp4 experiment=cpu_small  without a GPU and without weights
   dinotrack fit video=frames/ masks=masks/           the fit alone
   dinotrack track checkpoint=runs/.../tracker.ckpt queries=points.csv
+  dinotrack view runs/run/... --open                 the run in the browser, in one file
   dinotrack evaluate benchmark=synthetic experiment=demo method=raw_features
   dinotrack fit -m video=clip.mp4 losses.best_buddy.weight=1e-4,25e-5
 
@@ -61,15 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command in HYDRA_COMMANDS:
         hydra_command(command, rest)
     elif command in TOOLS:
-        tools = {"export": export, "score": score, "make-benchmark": make_benchmark}
-        sys.exit(plainly(lambda: (tools.get(command) or tool(command))(rest)))
+        sys.exit(plainly(lambda: tool(command)(rest)))
     else:
         sys.exit(f"dinotrack: there is no command {command!r}; there are {', '.join([*HYDRA_COMMANDS, *TOOLS])}")
 
 
 def tool(name: str) -> Callable[[Sequence[str]], None]:
-    """A tool that has a module of its own."""
-    return importlib.import_module(f"dinotrack.tools.{name}").main
+    """`main` of the tool's module."""
+    return importlib.import_module(f"dinotrack.tools.{name.replace('-', '_')}").main
 
 
 def usage() -> str:
@@ -164,62 +164,3 @@ def remove_empty(folder: Path, keep: set[Path]) -> None:
         if path in keep or not path.is_dir() or any(path.iterdir()):
             return
         path.rmdir()
-
-
-def export(rest: Sequence[str]) -> None:
-    """`dinotrack export tracker.ckpt folder [--iteration N]`."""
-    parser = argparse.ArgumentParser(prog="dinotrack export", description=TOOLS["export"])
-    parser.add_argument("checkpoint", type=Path, help="tracker.ckpt of a run folder")
-    parser.add_argument(
-        "folder", type=Path, help="where delta_dino_N.pt and tracker_head_N.pt go; best one of their own"
-    )
-    parser.add_argument(
-        "--iteration", type=int, default=10000, help="the N of their names; the published code takes the highest"
-    )
-    options = parser.parse_args(rest)
-
-    from dinotrack.methods.published import export_checkpoint
-
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
-    for path in export_checkpoint(options.checkpoint, options.folder, options.iteration):
-        print(path)
-
-
-def score(rest: Sequence[str]) -> None:
-    """`dinotrack score FOLDER... [--output NAME]`."""
-    parser = argparse.ArgumentParser(prog="dinotrack score", description=TOOLS["score"])
-    parser.add_argument(
-        "folders", type=Path, nargs="+", help="folders of dinotrack evaluate; each gets scores.csv and .md"
-    )
-    parser.add_argument("--output", type=Path, help="write the table of all folders as OUTPUT.csv and OUTPUT.md too")
-    options = parser.parse_args(rest)
-
-    from dinotrack.scoreboard import compare
-
-    if options.output and not options.output.name:
-        parser.error(f"--output {options.output}: expected a name, as runs/all for runs/all.csv and runs/all.md")
-    compare(options.folders, options.output)
-
-
-def make_benchmark(rest: Sequence[str]) -> None:
-    """`dinotrack make-benchmark FOLDER [--format davis] [--subset four] [--jpeg]`."""
-    parser = argparse.ArgumentParser(prog="dinotrack make-benchmark", description=TOOLS["make-benchmark"])
-    parser.add_argument("folder", type=Path, help="where the files go")
-    parser.add_argument(
-        "--format",
-        choices=("davis", "list", "shards", "all"),
-        default="all",
-        help="a dict as TAP-Vid-DAVIS, a list as RGB-Stacking, shards as Kinetics; default: all three",
-    )
-    parser.add_argument("--subset", choices=("all", "four"), default="all", help="twelve clips, or one of each kind")
-    parser.add_argument(
-        "--jpeg", action="store_true", help="frames of the shards as JPEG bytes; the pixels change a little"
-    )
-    options = parser.parse_args(rest)
-
-    from dinotrack.data.synthetic_benchmark import FORMATS, write_benchmark
-    from dinotrack.progress import shown
-
-    formats = FORMATS if options.format == "all" else (options.format,)
-    for path in write_benchmark(options.folder, formats, options.subset, jpeg=options.jpeg, progress=shown):
-        print(path)

@@ -62,7 +62,7 @@ def group(tracks: Tracks, objects: Shaped[Tensor, "..."], *, least: int = 3, agr
     """
     if least < 1:
         raise DinotrackError(f"least={least}: a frame needs at least 1 visible point")
-    labels = _labels(tracks, objects)
+    labels = labels_of(tracks, objects)
     found = labels[labels >= 0].unique()
     if len(found) == 0:
         raise DinotrackError(
@@ -74,8 +74,12 @@ def group(tracks: Tracks, objects: Shaped[Tensor, "..."], *, least: int = 3, agr
     return ObjectPaths(found, xy, visible, points, tracks.size, tracks.fps).to(tracks.xy.device)
 
 
-def _labels(tracks: Tracks, objects: Shaped[Tensor, "..."]) -> Int[Tensor, " n"]:
-    """The label of each point, -1 for none, checked."""
+def labels_of(tracks: Tracks, objects: Shaped[Tensor, "..."]) -> Int[Tensor, " n"]:
+    """The label of each point, negative for none; `objects` are what `group` takes.
+
+    Raises:
+        DinotrackError: for objects of another shape or type.
+    """
     (width, height), frames = tracks.size, tracks.xy.shape[1]
     shapes = [(frames, height, width), (height, width)] + [(len(tracks),)] * (objects.dtype != torch.bool)
     if tuple(objects.shape) not in shapes or objects.is_floating_point() or objects.is_complex():

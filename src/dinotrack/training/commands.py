@@ -265,6 +265,7 @@ def write_tracks(tracks: Tracks, video: Video, folder: Path, config: DictConfig,
 def about(video: Video) -> dict[str, Any]:
     return {
         "path": video.path,
+        "start": video.start,
         "frames": len(video),
         "size": list(video.size),
         "fps": video.fps,

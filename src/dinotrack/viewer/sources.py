@@ -1,0 +1,102 @@
+"""From a run folder, or a file of tracks, to the tracks and the video that they were made of."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dinotrack.data import SYNTHETIC, open_video
+from dinotrack.data.export import load_npz
+from dinotrack.errors import DinotrackError
+from dinotrack.structs import Video
+from dinotrack.viewer.points import TrackSet
+
+TRACKS, SUMMARY = "tracks.npz", "summary.json"
+
+
+def open_sources(
+    source: Path, compared: Path | None = None, *, video: str | None = None, start: int | None = None
+) -> tuple[Video, list[TrackSet]]:
+    """The tracked frames and one or two files of tracks.
+
+    Args:
+        source: a run folder or its tracks.npz.
+        compared: another one, of the same video.
+        video: where the video is; else where the run folder's summary.json says.
+        start: the first frame that was tracked; else what summary.json says, or 0.
+
+    Raises:
+        DinotrackError: where a file is missing or none of tracks, the video is not where it was, or is another one.
+    """
+    sources = (source, *([compared] if compared else []))
+    sets = [_open_tracks(each) for each in sources]
+    about = _described(source)
+    place = video or str(about.get("path") or "")
+    _check_place(place, source, moved=video is None)
+    first = int(about.get("start") or 0) if start is None else start
+    opened = open_video(place, start=first, stop=first + sets[0].tracks.xy.shape[1])
+    _check_fit(opened, sets[0])
+    if video is None:
+        for each in sources:
+            _check_content(opened, each)
+    return opened, sets
+
+
+def tracks_file(source: Path) -> Path:
+    """The file of tracks that a run folder, or the file itself, stands for.
+
+    Raises:
+        DinotrackError: for a folder without one.
+    """
+    if not source.is_dir():
+        return source
+    if not (source / TRACKS).is_file():
+        raise DinotrackError(
+            f"{source} has no {TRACKS}; give the folder of a dinotrack run or track, or a file of tracks"
+        )
+    return source / TRACKS
+
+
+def _open_tracks(source: Path) -> TrackSet:
+    """Tracks under the name of their run folder, or their own where that says more."""
+    file = tracks_file(source)
+    parent = file.resolve().parent.name
+    return TrackSet(parent if file.name == TRACKS and parent else file.name, load_npz(file))
+
+
+def _described(source: Path) -> Mapping[str, Any]:
+    """What a run folder says of its video: nothing where it is no run folder, or the run is one of a benchmark."""
+    path = tracks_file(source).parent / SUMMARY
+    if not path.is_file():
+        return {}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8")).get("video") or {}
+        return dict(about)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DinotrackError(f"{path} is damaged ({error}); delete it and give --video") from error
+
+
+def _check_place(place: str, source: Path, moved: bool) -> None:
+    if not place:
+        raise DinotrackError(f"{source} does not say which video was tracked; give it with --video")
+    if moved and not place.startswith(SYNTHETIC) and not Path(place).exists():
+        raise DinotrackError(
+            f"{source} was tracked in {place}, which is not there any more; give its place with --video"
+        )
+
+
+def _check_fit(video: Video, tracked: TrackSet) -> None:
+    found, expected = (len(video), *video.size), (tracked.tracks.xy.shape[1], *tracked.tracks.size)
+    if found != expected:
+        raise DinotrackError(
+            f"{video.path} is of (T, W, H) = {found}, {tracked.name} of {expected}; give the video that was tracked with --video"
+        )
+
+
+def _check_content(video: Video, source: Path) -> None:
+    """A video that was replaced, or another part of it, would put every track on a wrong picture."""
+    if _described(source).get("hash") not in (None, video.content_hash):
+        raise DinotrackError(
+            f"{video.path} does not show from frame {video.start} on what {source} was tracked in; "
+            f"give the video with --video, and --start where that is not {video.start}"
+        )
