@@ -9,8 +9,9 @@ import math
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
+from dinotrack.layers import BlurPool
 from dinotrack.networks import DeltaDino, TrackerHead
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.structs import FeatureMap, Pairs
@@ -126,13 +127,31 @@ def best_buddies(features: FeatureMap, chains: Tensor, side: float) -> list[Pair
     return found
 
 
+def residual_maps(delta: DeltaDino, images: Tensor) -> Tensor:
+    """Delta-DINO's layers (§1) by PyTorch's own convolutions and norms, channels first."""
+    maps = images
+    for layer in delta.layers:
+        if isinstance(layer, nn.Conv2d):
+            reach = 2 * layer.dilation[0]
+            padded = F.pad(maps, (reach, reach, reach, reach), mode="reflect")
+            maps = F.conv2d(padded, layer.weight, layer.bias, dilation=layer.dilation)
+        elif isinstance(layer, nn.BatchNorm2d):
+            known = (None, None) if layer.training else (layer.running_mean, layer.running_var)
+            maps = F.batch_norm(maps, *known, layer.weight, layer.bias, layer.training, eps=layer.eps)
+        elif isinstance(layer, BlurPool):
+            maps = F.conv2d(F.pad(maps, (1, 2, 1, 2), mode="reflect"), layer.filt, stride=2, groups=maps.shape[1])
+        else:
+            maps = layer(maps.clone())
+    return maps
+
+
 def delta_dino(delta: DeltaDino, images: Tensor, features: FeatureMap) -> Tensor:
     """Φ of frames (B, 3, H, W), one after the other, in float32 (Eq. 1)."""
     height, width = features.values.shape[2:]
     centres = (token_centres(height, width, features) - delta.offset) / delta.stride
     refined = []
     for image, raw in zip(images, features.values, strict=True):
-        residual = delta.layers(image[None].float() / 255)
+        residual = residual_maps(delta, image[None].float() / 255)
         extent = torch.tensor([residual.shape[3] - 1, residual.shape[2] - 1], device=centres.device)
         points = (2 * centres / extent - 1).view(1, height, width, 2)
         refined.append(raw.float() + F.grid_sample(residual, points, "bilinear", "border", align_corners=True)[0])
@@ -186,7 +205,7 @@ def step_loss(batch: Batch, delta: DeltaDino, head: TrackerHead, late: bool, sca
     features = FeatureMap(batch.features, batch.grid.stride, batch.grid.offset, batch.size)
     height, width = batch.features.shape[2:]
     centres = (token_centres(height, width, features) - delta.offset) / delta.stride
-    residual = delta.layers(batch.images.float() / 255)
+    residual = residual_maps(delta, batch.images.float() / 255)
     extent = torch.tensor([residual.shape[3] - 1, residual.shape[2] - 1], device=centres.device)
     points = (2 * centres / extent - 1).view(1, height, width, 2).expand(len(residual), -1, -1, -1)
     raw = batch.features.float()

@@ -27,6 +27,8 @@ from dinotrack.training.stages import environment, peak_bytes, start_peak
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 GROWTH = (8, 16, 32, 64)
 """Frames at size S over which growth is measured."""
+GROWING = ("tracklets", "best_buddies", "delta_dino", "tracks", "visibility")
+"""Stages whose work depends on the number of frames."""
 
 
 GOALS = {"tracklets": 5, "best_buddies": 7, "step_before": 1.1, "step_after": 1.8, "tracks": 10, "visibility": 50}
@@ -85,6 +87,8 @@ def measure(stage: Stage, inputs: Inputs, rate: float, repeats: int, plain: bool
         row["ratio"] = row["plain_seconds"] / seconds
     if stage.published is not None:
         row["published_seconds_at_M"] = stage.published
+    if stage.published_mb is not None:
+        row["published_peak_mb_at_M"] = stage.published_mb
     return row
 
 
@@ -116,7 +120,7 @@ def line(x: tuple[int, ...], y: list[float]) -> tuple[float, float]:
 def table(rows: list[dict[str, Any]], size: str) -> str:
     """The rows as Markdown; at M beside the published implementation's seconds."""
     titles = ["stage", "per", "seconds", "plain", "ratio", "peak MB", "plain MB", "GFLOP", "of matrix rate"]
-    titles += ["published, s", "times", "goal"] if size == "M" else []
+    titles += ["published, s", "times", "goal", "published MB"] if size == "M" else []
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in rows:
         cells = [row["stage"], row["per"], f"{row['seconds']:.3g}", shown(row, "plain_seconds", ".3g")]
@@ -126,6 +130,7 @@ def table(rows: list[dict[str, Any]], size: str) -> str:
             published = row.get("published_seconds_at_M")
             times = published / row["seconds"] if published else 0.0
             cells += [f"{published:.1f}", f"{times:.1f}", verdict(row["stage"], times)] if published else ["", "", ""]
+            cells += [memory_verdict(row)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *(beyond(rows) if size == "M" else [])]) + "\n"
 
@@ -135,6 +140,12 @@ def verdict(stage: str, times: float) -> str:
     if stage not in GOALS:
         return ""
     return f"{GOALS[stage]}{'' if times >= GOALS[stage] else ': MISSED'}"
+
+
+def memory_verdict(row: dict[str, Any]) -> str:
+    """The published implementation's peak, which ours is not meant to exceed."""
+    published = row.get("published_peak_mb_at_M")
+    return f"{published:.0f}{'' if row['peak_mb'] <= published else ': MISSED'}" if published else ""
 
 
 def beyond(rows: list[dict[str, Any]]) -> list[str]:
@@ -187,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     inputs = Inputs(SIZES[options.size], device)
     rate = matrix_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     print(f"{about['hardware']}, {rate / 1e9:.0f} GFLOP/s in products of matrices")
-    for name in options.stages or STAGES:
+    for name in options.stages or (GROWING if options.growth else STAGES):
         if options.growth:
             rows.append(growth(name, device, options.repeats))
         else:

@@ -29,6 +29,8 @@ class Stage:
     make: Callable[[Inputs], tuple[Job, Job | None]]
     published: float | None = None
     """Seconds of the published implementation at M on two cores, measured apart (the issue's table)."""
+    published_mb: float | None = None
+    """Its peak memory, likewise."""
 
 
 def features(inputs: Inputs) -> tuple[Job, Job | None]:
@@ -165,14 +167,14 @@ STAGES = {
         Stage("features", "a frame", features),
         Stage("flow_raft", "a pair", raft),
         Stage("flow_dis", "a pair", dis),
-        Stage("tracklets", "the video", tracklets, 18.6),
-        Stage("best_buddies", "the video", best_buddies, 58.8 + 110 + 8.8),
+        Stage("tracklets", "the video", tracklets, 18.6, 1400),
+        Stage("best_buddies", "the video", best_buddies, 58.8 + 110 + 8.8, 4300),
         Stage("delta_dino", "the video", delta_dino, 8.0),
         Stage("delta_dino_step", "a step", delta_alone),
-        Stage("step_before", "a step", lambda inputs: full_step(inputs, late=False), 9.0),
-        Stage("step_after", "a step", lambda inputs: full_step(inputs, late=True), 17.1),
+        Stage("step_before", "a step", lambda inputs: full_step(inputs, late=False), 9.0, 3300),
+        Stage("step_after", "a step", lambda inputs: full_step(inputs, late=True), 17.1, 4300),
         Stage("rebuild", "100 frame pairs", rebuild),
-        Stage("tracks", "all queries", tracks, 47.7),
-        Stage("visibility", "all queries", visibility, 412.0),
+        Stage("tracks", "all queries", tracks, 47.7, 2000),
+        Stage("visibility", "all queries", visibility, 412.0, 2000),
     )
 }

@@ -7,6 +7,7 @@ python scripts/results.py                      # only write the README's tables 
 
 import csv
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,13 @@ FAST = {
     "150": ["experiment=demo_fast", "steps=150", "method.module.decay_every=10", "callbacks.rebuild.every=50"],
     "75 (`demo_fast`)": ["experiment=demo_fast"],
     "38": ["experiment=demo_fast", "steps=38", "method.module.decay_every=3", "callbacks.rebuild.every=13"],
+    "75, late losses from a quarter of the run on": [
+        "experiment=demo_fast",
+        "losses.refined_best_buddy.start=0.25",
+        "losses.cycle.start=0.25",
+    ],
+    "75, minibatches of 8 frames": ["experiment=demo_fast", "method.batch.frames_per_set=4"],
+    "75, every 2nd frame": ["experiment=demo_fast", "method.batch.every=2"],
 }
 """Settings of the curve of quality against seconds, on benchmark.subset=four."""
 METHODS = ("raw_features", "flow_chain", "dino_tracker")
@@ -184,6 +192,23 @@ def speed() -> str:
 
     rows = json.loads((RESULTS / "speed-M-cpu.json").read_text())
     return f"{speed_table(rows, 'M')}\n{measured_where(rows)}"
+
+
+def speed_growth() -> str:
+    """Seconds against frames, by `python -m benchmarks.run --growth`."""
+    rows = json.loads((RESULTS / "speed-growth-cpu.json").read_text())
+    frames = rows[0]["frames"]
+    titles = ["stage", *(f"{count} frames, s" for count in frames), "s a frame", "R² of the line", "exponent"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for row in rows:
+        fit = statistics.correlation(row["frames"], row["seconds"]) ** 2
+        cells = [row["stage"], *(f"{value:.3g}" for value in row["seconds"]), f"{row['per_frame']:.3g}", f"{fit:.3f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['exponent']:.2f}"]) + " |")
+    pairs = {row["stage"]: row for row in rows}["best_buddies"]
+    constant = 1e3 * pairs["seconds"][-1] / (frames[-1] * (frames[-1] - 1) / 2)
+    note = f"Best buddies: {constant:.1f} ms for each of the T(T - 1)/2 pairs of frames at {frames[-1]} frames."
+    about = "The exponent is that between the last two columns: 1 is linear, 2 quadratic."
+    return "\n".join([*lines, "", f"{note} {about}", "", measured_where(rows)])
 
 
 def measured_where(rows: list[dict[str, Any]]) -> str:
@@ -329,7 +354,7 @@ def confidence() -> str:
 
 
 TABLES = {
-    "docs/speed.md": {"speed M": speed, "fast": fast},
+    "docs/speed.md": {"speed M": speed, "speed growth": speed_growth, "fast": fast},
     "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
     "docs/ablations.md": {"intervals": intervals, "lora": lora, "confidence": confidence},
     "README.md": {

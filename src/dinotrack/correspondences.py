@@ -174,13 +174,10 @@ def nearest_last_frames(
     xy = tracklets.at(alive, torch.full_like(alive, frame))
     cell = nearest_cell(xy, grid, height, width)
     distance = (xy - tokens[cell]).norm(dim=1)
-    # Sorted by distance, then stably by cell: the first row of each cell is its nearest tracklet, of equals the earliest.
-    order = distance.argsort(stable=True)
-    order = order[cell[order].argsort(stable=True)]
-    first = torch.cat([cell.new_ones(1, dtype=torch.bool), cell[order].diff() != 0])
-    nearest = torch.full((len(tokens),), -1, device=tokens.device)
-    nearest[cell[order][first]] = order[first]
-    far = (nearest < 0) | (distance[nearest.clamp(min=0)] > grid.stride / 2)
+    least = torch.full((len(tokens),), torch.inf, device=tokens.device).scatter_reduce(0, cell, distance, "amin")
+    hits = torch.nonzero(distance == least[cell]).squeeze(1)  # of equals the earliest counts
+    nearest = torch.full((len(tokens),), len(xy), device=tokens.device).scatter_reduce(0, cell[hits], hits, "amin")
+    far = least > grid.stride / 2
     for chunk in torch.nonzero(far).squeeze(1).split(256):
         nearest[chunk] = torch.cdist(tokens[chunk], xy).argmin(1)
     chosen = alive[nearest]
@@ -200,10 +197,11 @@ def frame_pairs(frames: int, limit: int, generator: torch.Generator | None = Non
 class Cosines:
     """(i, j, cosines of every token of frame i with every token of j) for pairs of frames sorted by i, from unit rows.
 
-    One product serves several partners of a frame, which the processor does faster than one after the other.
+    One product serves several partners of a frame, which the processor does faster than one after the other. All products are
+    written to the same memory: cosines are to be used before the next ones are asked for.
     """
 
-    maps: list[Float[Tensor, "cells c"]]
+    maps: Float[Tensor, "t cells c"]
     pairs: list[tuple[int, int]]
     memory: float = 256e6
     """Bytes that one product may fill."""
@@ -212,14 +210,23 @@ class Cosines:
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[tuple[int, int, Float[Tensor, "n m"]]]:
+        cells = self.maps.shape[1]
+        most = min(len(self.maps), max(1, int(self.memory / (4 * cells**2))))
+        room = self.maps.new_empty(cells * most * cells)
         for i, group in groupby(self.pairs, key=lambda pair: pair[0]):
-            partners, cells = [j for _, j in group], len(self.maps[i])
-            at_once = max(1, int(self.memory / (4 * cells**2)))
-            for start in range(0, len(partners), at_once):
-                some = partners[start : start + at_once]
-                product = self.maps[i] @ torch.cat([self.maps[j] for j in some]).T
+            partners = [j for _, j in group]
+            for start in range(0, len(partners), most):
+                some = partners[start : start + most]
+                product = room[: cells * len(some) * cells].view(cells, -1)
+                torch.mm(self.maps[i], self.rows_of(some).flatten(0, 1).T, out=product)
                 for j, similarities in zip(some, product.split(cells, 1), strict=True):
                     yield i, j, similarities
+
+    def rows_of(self, frames: list[int]) -> Float[Tensor, "k cells c"]:
+        """Maps of these frames: a view where they follow one another, as all partners of a frame do."""
+        if frames == list(range(frames[0], frames[-1] + 1)):
+            return self.maps[frames[0] : frames[-1] + 1]
+        return self.maps[frames]
 
 
 def dino_best_buddies(
@@ -243,7 +250,9 @@ def dino_best_buddies(
     tokens = centres(height, width, features.grid, device)
     side = side * (constant_scale(features.size) if scale else 1.0)
     spans = [nearest_last_frames(tracklets, t, features.grid, height, width).to(device) for t in range(count)]
-    maps = [unit(values.to(device).flatten(1).T.float()) for values in features.values]
+    maps = torch.empty(count, height * width, features.values.shape[1], device=device)
+    for rows, values in zip(maps, features.values, strict=True):
+        rows.copy_(unit(values.to(device).flatten(1).T.float()))
     found: list[Pairs] = []
     every = frame_pairs(count, max_frame_pairs)
     for i, j, similarities in progress(Cosines(maps, every), "best buddies"):

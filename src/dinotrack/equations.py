@@ -36,9 +36,9 @@ def best_buddies(similarities: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " k"],
     return source[kept], target[kept]
 
 
-def box_overlap(offset: Float[Tensor, "*n 2"], side: float) -> Float[Tensor, "*n"]:
-    """Intersection over union of two axis-aligned squares of `side` whose centres are `offset` apart."""
-    intersection = (side - offset.abs()).clamp(min=0).prod(-1)
+def box_overlap(x: Float[Tensor, "*n"], y: Float[Tensor, "*n"], side: float) -> Float[Tensor, "*n"]:
+    """Intersection over union of two axis-aligned squares of `side` whose centres are (x, y) apart."""
+    intersection = (side - x.abs()).clamp(min=0) * (side - y.abs()).clamp(min=0)
     return intersection / (2 * side**2 - intersection)
 
 
@@ -53,12 +53,15 @@ def ambiguity(
     """r_ij = s_2 / s_1 of §3: the second highest peak over the highest, after non-maximum suppression [C].
 
     Of the `candidates` highest similarities the second peak is the highest whose box (`side` pixels, around `xy`) overlaps the
-    first one's by an IoU of at most `overlap`; with none there is no ambiguity and r is 0. This equals greedy suppression.
+    first one's by an IoU of at most `overlap`; with none there is no ambiguity and r is 0. This equals greedy suppression. To be
+    among the highest is to be exceeded by few, which is counted faster than they are sorted.
     """
-    values, index = similarities.topk(min(candidates, similarities.shape[1]), dim=1)
-    apart = box_overlap(xy[index] - xy[index[:, :1]], side) <= overlap
-    second = torch.where(apart, values, 0).amax(1)
-    return (second / values[:, 0].clamp(min=1e-8)).clamp(0, 1)
+    first, peak = similarities.max(1)
+    x, y = xy.unbind(1)
+    near = box_overlap(x - x[peak][:, None], y - y[peak][:, None], side) > overlap
+    second = similarities.masked_fill(near, 0).amax(1)
+    among = (similarities > second[:, None]).sum(1) < candidates
+    return (torch.where(among, second, 0) / first.clamp(min=1e-8)).clamp(0, 1)
 
 
 def cubed(cosine: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -92,14 +95,13 @@ def cycle_weight(error: Float[Tensor, " n"], *, base: float = 0.8) -> Float[Tens
     return base**error
 
 
-def norm_prior(refined: Float[Tensor, "*n c"], raw: Float[Tensor, "*n c"]) -> Float[Tensor, "*n"]:
-    """abs(1 - ‖Φ‖ / ‖Φ_DINO‖), the first half of L_prior (§4)."""
-    return (1 - refined.norm(dim=-1) / raw.norm(dim=-1).clamp(min=1e-8)).abs()
-
-
-def angle_prior(refined: Float[Tensor, "*n c"], raw: Float[Tensor, "*n c"]) -> Float[Tensor, "*n"]:
-    """abs(1 - cos(Φ, Φ_DINO)), the second half of L_prior (§4)."""
-    return (1 - F.cosine_similarity(refined, raw, dim=-1)).abs()
+def priors(
+    refined: Float[Tensor, "*n c"], raw: Float[Tensor, "*n c"]
+) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+    """The halves of L_prior (§4): abs(1 - ‖Φ‖ / ‖Φ_DINO‖) and abs(1 - cos(Φ, Φ_DINO)). `raw` may be in half precision."""
+    norm, raw_norm = refined.norm(dim=-1), torch.linalg.vector_norm(raw, dim=-1, dtype=refined.dtype).clamp(min=1e-8)
+    cosine = (refined * raw).sum(-1) / (norm.clamp(min=1e-8) * raw_norm)
+    return (1 - norm / raw_norm).abs(), (1 - cosine).abs()
 
 
 def follow(flow: Float[Tensor, "2 h w"], xy: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:

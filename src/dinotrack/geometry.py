@@ -139,10 +139,23 @@ def _grid_points(xy: Float[Tensor, "*n 2"], grid: Grid, height: int, width: int)
 def resample(
     maps: Float[Tensor, "t c h w"], source: Grid, target: Grid, height: int, width: int
 ) -> Float[Tensor, "t c h2 w2"]:
-    """Maps on grid `source` sampled bilinearly, clamped at the border, at the cells of an h×w map on grid `target`."""
-    points = _grid_points(centres(height, width, target, maps.device), source, maps.shape[-2], maps.shape[-1])
-    points = points.view(1, height, width, 2).expand(len(maps), -1, -1, -1)
-    return F.grid_sample(maps, points.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=True)
+    """Maps on grid `source` sampled bilinearly, clamped at the border, at the cells of an h×w map on grid `target`.
+
+    Channels are last in memory. Between two grids this is a product of matrices along either axis, whose gradient is another one;
+    `grid_sample` adds its gradient up cell by cell.
+    """
+    rows, columns = (
+        linear_weights(count, source, target, cells).to(maps)
+        for count, cells in ((maps.shape[2], height), (maps.shape[3], width))
+    )
+    return (rows @ (columns @ maps.movedim(1, 3)).flatten(2)).unflatten(2, (width, -1)).movedim(3, 1)
+
+
+def linear_weights(count: int, source: Grid, target: Grid, cells: int) -> Float[Tensor, "cells count"]:
+    """What each of `count` cells of an axis of grid `source` gives to each of the `cells` of `target`; outermost ones beyond."""
+    index = ((torch.arange(cells, dtype=torch.float64) * target.stride + target.offset) - source.offset) / source.stride
+    distance = index.clamp(0, count - 1)[:, None] - torch.arange(count, dtype=torch.float64)
+    return (1 - distance.abs()).clamp(min=0).float()
 
 
 def at_pixels(

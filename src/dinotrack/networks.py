@@ -12,28 +12,15 @@ from torch import Tensor, nn
 from dinotrack.equations import similarity
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres, resample, window
+from dinotrack.layers import BatchNorm, BlurPool
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Grid
+from dinotrack.winograd import Conv5x5
 
 
 def unit_range(frames: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """Images in [0, 1], which Delta-DINO reads."""
     return frames.float() / 255
-
-
-class BlurPool(nn.Module):
-    """Anti-aliased downsampling by 2: [1,3,3,1]⊗[1,3,3,1]/64 after reflection padding of 1 left / top, 2 right / bottom (§1)."""
-
-    filt: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("filt", (taps[:, None] * taps).expand(channels, 1, 4, 4).clone())
-
-    def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        padded = F.pad(maps, (1, 2, 1, 2), mode="reflect")
-        return F.conv2d(padded, self.filt, stride=2, groups=maps.shape[1])
 
 
 class Refinement(nn.Module):
@@ -96,10 +83,9 @@ class DeltaDino(Refinement):
         }
         layers: list[nn.Module] = []
         for before, after in zip([3, *hidden[:-1]], hidden, strict=True):
-            convolution = nn.Conv2d(before, after, 5, padding=2, padding_mode="reflect")
-            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), BlurPool(after)]
-        last = nn.Conv2d(hidden[-1], channels, 5, padding=4, dilation=2, padding_mode="reflect")
-        norm = nn.BatchNorm2d(channels)
+            layers += [Conv5x5(before, after), BatchNorm(after), nn.ReLU(inplace=True), BlurPool(after)]
+        last = Conv5x5(hidden[-1], channels, dilation=2)
+        norm = BatchNorm(channels)
         if zero_start and last.bias is not None:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -127,7 +113,7 @@ class DeltaDino(Refinement):
     ) -> Float[Tensor, "b c h w"]:
         """Φ = Φ_DINO + Φ_Δ (Eq. 1), in float32 whatever the precision of the network; Φ_Δ by itself if `alone`."""
         residual = self(unit_range(images), grid, *raw.shape[2:]).float()
-        return residual if self.alone else raw.float() + residual
+        return residual if self.alone else residual + raw  # in the residual's layout: channels last
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], grid: Grid, height: int, width: int
@@ -138,6 +124,7 @@ class DeltaDino(Refinement):
             DinotrackError: when the frames are too small for the last layer's reflection padding.
         """
         self.check_size((images.shape[3], images.shape[2]))
+        images = images.contiguous(memory_format=torch.channels_last)
         return resample(self.layers(images).float(), Grid(self.stride, self.offset), grid, height, width)
 
 

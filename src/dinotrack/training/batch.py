@@ -18,7 +18,7 @@ class Batch(TensorStruct):
     frames: Int[Tensor, " b"]
     images: UInt8[Tensor, "b 3 h w"]
     features: Float[Tensor, "b c h2 w2"]
-    """Raw features Φ_DINO."""
+    """Raw features Φ_DINO; `Store` gives them with channels last in memory, as Delta-DINO's are."""
     flow: Pairs
     best_buddies: Pairs
     refined: Pairs
@@ -89,7 +89,7 @@ class Store(TensorStruct):
         return Batch(
             frames=index,
             images=self.images[index],
-            features=self.features.values[index],
+            features=self.features.values[index].contiguous(memory_format=torch.channels_last),
             flow=flow,
             best_buddies=best_buddies,
             refined=refined,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dinotrack.equations import angle_prior, contrastive_loss, cubed, norm_prior, position_loss, unit
+from dinotrack.equations import contrastive_loss, cubed, position_loss, priors, unit
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import constant_scale, corners, nearest_cell, normalise
 from dinotrack.networks import TrackerHead
@@ -27,25 +27,34 @@ class Step:
 
     @cached_property
     def rows(self) -> Float[Tensor, "b cells c"]:
-        """Refined features, one token a row."""
+        """Refined features, one token a row; no copy where channels are last in memory."""
         return self.refined.flatten(2).transpose(1, 2).contiguous()
 
     @cached_property
-    def tokens(self) -> Float[Tensor, "b cells c"]:
-        """The rows at unit length, for cosines; normalised once a step."""
-        return unit(self.rows)
+    def frames(self) -> list[tuple[Float[Tensor, "cells c"], Float[Tensor, " cells"]]]:
+        """Rows of each frame and their norms: taken apart once, since the gradient of a part is a whole that is zero elsewhere."""
+        norms = self.rows.norm(dim=-1).clamp(min=1e-8)
+        return list(zip(self.rows.unbind(0), norms.unbind(0), strict=True))
+
+    def cosines(self, wanted: Float[Tensor, "n c"], target: int) -> Float[Tensor, "n cells"]:
+        """Of features of unit length with every token of a frame; the map is divided by the norms, not the features."""
+        rows, norms = self.frames[target]
+        return wanted @ rows.T / norms
+
+    def tokens(self, frame: Int[Tensor, " n"], cell: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
+        """Features of tokens, at unit length."""
+        return unit(self.rows.flatten(0, 1).index_select(0, frame * self.rows.shape[1] + cell))
 
     def locate(self, pairs: Pairs) -> Float[Tensor, "n 2"]:
         """Π(x^i, j): where the head finds each pair's source in its target frame, at working resolution."""
         grid, scale = self.batch.grid, constant_scale(self.batch.size) if self.batch.scale_constants else 1.0
         height, width = self.refined.shape[2:]
         cells, weights = corners(pairs.source_xy, grid, height, width)
-        rows = self.rows.flatten(0, 1)[cells + pairs.source[:, None] * (height * width)]
-        wanted = unit(torch.einsum("nk,nkc->nc", weights, rows))
+        rows = self.rows.flatten(0, 1).index_select(0, (cells + pairs.source[:, None] * (height * width)).flatten())
+        wanted = unit(torch.einsum("nk,nkc->nc", weights, rows.view(*cells.shape, self.refined.shape[1])))
         order = pairs.target.argsort(stable=True)
         counts = torch.bincount(pairs.target, minlength=len(self.refined)).tolist()
-        parts = zip(wanted[order].split(counts), self.tokens, strict=True)
-        maps = torch.cat([part @ target.T for part, target in parts])
+        maps = torch.cat([self.cosines(part, j) for j, part in enumerate(wanted[order].split(counts))])
         found = self.head(maps.view(-1, height, width), grid, scale)
         return torch.empty_like(found).index_copy(0, order, found)
 
@@ -107,14 +116,14 @@ def both_ways(step: Step, pairs: Pairs, temperature: float) -> tuple[Float[Tenso
     height, width = step.refined.shape[2:]
     source = nearest_cell(pairs.source_xy, step.batch.grid, height, width)
     target = nearest_cell(pairs.target_xy, step.batch.grid, height, width)
+    here, there = step.tokens(pairs.source, source), step.tokens(pairs.target, target)
     losses, cosines = pairs.weight.new_zeros(2, len(pairs)).unbind(0)
     for (i, j), rows in by_frames(pairs):
-        (a, b), (here, there) = (source[rows], target[rows]), (step.tokens[i], step.tokens[j])
-        similar = here[a] @ there.T
-        forth = contrastive_loss(similar, b, temperature=temperature)
-        back = contrastive_loss(there[b] @ here.T, a, temperature=temperature)
+        similar = step.cosines(here[rows], j)
+        forth = contrastive_loss(similar, target[rows], temperature=temperature)
+        back = contrastive_loss(step.cosines(there[rows], i), source[rows], temperature=temperature)
         losses = losses.index_add(0, rows, (forth + back) / 2)
-        cosines = cosines.index_add(0, rows, similar.detach().gather(1, b[:, None]).squeeze(1))
+        cosines = cosines.index_add(0, rows, similar.detach().gather(1, target[rows][:, None]).squeeze(1))
     return losses, cosines
 
 
@@ -191,8 +200,9 @@ class PriorLoss(LossTerm):
     weight: float = 1e-4
 
     def __call__(self, step: Step) -> Float[Tensor, ""]:
-        refined, raw = step.refined.movedim(1, -1), step.batch.features.float().movedim(1, -1)
-        return (norm_prior(refined, raw) + angle_prior(refined, raw)).mean()
+        raw = step.batch.features.flatten(2).transpose(1, 2)
+        halves = [priors(rows, before) for (rows, _), before in zip(step.frames, raw, strict=True)]
+        return torch.stack([(norm + angle).mean() for norm, angle in halves]).mean()
 
 
 @dataclass
@@ -214,5 +224,5 @@ class LossTerms:
         """The weighted sum at 0-based step `number` of `steps`, and each active term unweighted."""
         active = self.active(number, steps)
         values = {name: term(step) for name, term in active.items()}
-        weighted: Sequence[Tensor] = [active[name].weight * value for name, value in values.items()]
-        return torch.stack([nothing(step), *weighted]).sum(), values
+        weighted: Sequence[Tensor] = [active[name].weight * value for name, value in values.items()] or [nothing(step)]
+        return torch.stack(list(weighted)).sum(), values
