@@ -24,6 +24,7 @@ HYDRA_COMMANDS = {
 TOOLS = {
     "render": "draw tracks over their video",
     "export": "write a checkpoint as the two files of the published code",
+    "sweep-report": "the jobs of a multirun as CSV, Markdown and a plot",
     "score": "score the predictions of dinotrack evaluate again, and lay methods side by side",
     "make-benchmark": "write our synthetic benchmark as TAP-Vid's files",
 }
@@ -44,6 +45,7 @@ commands:
   dinotrack track checkpoint=runs/.../tracker.ckpt queries=points.csv
   dinotrack evaluate benchmark=synthetic experiment=demo method=raw_features
   dinotrack fit -m video=clip.mp4 losses.best_buddy.weight=1e-4,25e-5
+  dinotrack sweep-report runs/fit-sweep/...
 
 `dinotrack COMMAND --help` lists a command's config groups and settings, `--cfg job` prints its whole config.
 """
@@ -60,13 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hydra_command(command, rest)
     elif command in TOOLS:
         tools = {"render": render, "export": export, "score": score, "make-benchmark": make_benchmark}
+        tools["sweep-report"] = sweep_report
         sys.exit(plainly(lambda: tools[command](rest)))
     else:
         sys.exit(f"dinotrack: there is no command {command!r}; there are {', '.join([*HYDRA_COMMANDS, *TOOLS])}")
 
 
 def usage() -> str:
-    lines = [f"  {name:<12}{what}" for name, what in {**HYDRA_COMMANDS, **TOOLS}.items()]
+    lines = [f"  {name:<14}{what}" for name, what in {**HYDRA_COMMANDS, **TOOLS}.items()]
     return USAGE.format(version=__version__, commands="\n".join(lines))
 
 
@@ -224,6 +227,20 @@ def score(rest: Sequence[str]) -> None:
     if options.output and not options.output.name:
         parser.error(f"--output {options.output}: expected a name, as runs/all for runs/all.csv and runs/all.md")
     compare(options.folders, options.output)
+
+
+def sweep_report(rest: Sequence[str]) -> None:
+    """`dinotrack sweep-report FOLDER [--output NAME] [--no-plot]`."""
+    parser = argparse.ArgumentParser(prog="dinotrack sweep-report", description=TOOLS["sweep-report"])
+    parser.add_argument("folder", type=Path, help="folder of a multirun, as runs/fit-sweep/2025-01-31_12-00-00")
+    parser.add_argument("--output", type=Path, help="write OUTPUT.csv, .md and .png in place of FOLDER/report.*")
+    parser.add_argument("--no-plot", action="store_true", help="CSV and Markdown alone, which need no matplotlib")
+    options = parser.parse_args(rest)
+
+    from dinotrack.training.sweep_report import write_report
+
+    for path in write_report(options.folder, options.output, plot=not options.no_plot):
+        print(path)
 
 
 def make_benchmark(rest: Sequence[str]) -> None:

@@ -19,14 +19,17 @@ CHOOSERS = ("sweep=", "hydra/sweeper=", "videos=")
 """Words that ask for many jobs."""
 OF_VIDEOS = ("run", "fit", "preprocess")
 """Commands of one video, which take a folder of them."""
+OPTUNA = "hydra/sweeper=optuna"
 EXTRAS = {
+    "hydra/launcher=local": ("hydra_joblib_launcher", "sweep"),
     "hydra/launcher=joblib": ("hydra_joblib_launcher", "sweep"),
     "hydra/launcher=submitit_local": ("hydra_submitit_launcher", "slurm"),
     "hydra/launcher=submitit_slurm": ("hydra_submitit_launcher", "slurm"),
     "hydra/launcher=slurm": ("hydra_submitit_launcher", "slurm"),
     "hydra/launcher=ray": ("hydra_ray_launcher", "ray"),
-    "hydra/sweeper=optuna": ("hydra_optuna_sweeper", "sweep"),
+    OPTUNA: ("hydra_optuna_sweeper", "sweep"),
     "sweep=optuna": ("hydra_optuna_sweeper", "sweep"),
+    "sweep=search": ("hydra_optuna_sweeper", "sweep"),
 }
 """Choice: the Hydra plugin it needs, and the extra of dinotrack that brings it."""
 
@@ -38,25 +41,22 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
         DinotrackError: for a missing plugin, videos that are not there, or words that cannot be read.
     """
     check_plugins(words)
-    wants = command == "ablate" or any(word.startswith(CHOOSERS) and not word.endswith("=null") for word in words)
-    if not any(word in MULTIRUN for word in words):
-        # Hydra reads the mode in a config too late to let lists on the command line through.
-        if not wants or any(word.startswith("-") for word in words):
-            return list(words)
-        words = ["--multirun", *words]
-    words = one_video_a_job(command, words)
+    asked = command == "ablate" or any(word.startswith(CHOOSERS) and not word.endswith("=null") for word in words)
+    if not any(word in MULTIRUN for word in words) and (not asked or any(word.startswith("-") for word in words)):
+        return list(words)
+    # Hydra reads the mode in a config too late to let lists on the command line through; and its parser of the command line wants
+    # the overrides in one row.
+    words = ["--multirun", *one_video_a_job(command, [word for word in words if word not in MULTIRUN])]
     if command not in RECORDED:
         return words
+    words = with_search(words)
     chosen = sweep_of(command, words)
     searches = chosen is not None and not chosen.hydra.sweeper._target_.endswith("BasicSweeper")
     if command == "evaluate" and not searches:  # a search wants one number for all clips
         words = one_clip_a_job(words)
     params = dict((chosen.hydra.sweeper.params if chosen is not None else None) or {})
     given = parsed([f"{name}={value}" for name, value in params.items()]) | parsed(words)
-    more = shared_settings(given)
-    if searches and chosen is not None and chosen.objective is None and "objective" not in given:
-        more.append("objective=aj")
-    return beside(words, more)
+    return beside(words, shared_settings(given))
 
 
 def check_plugins(words: Sequence[str]) -> None:
@@ -82,6 +82,14 @@ def parsed(words: Sequence[str]) -> dict[str, Override]:
         return {each.key_or_group: each for each in OverridesParser.create().parse_overrides(plain)}
     except HydraException as error:
         raise DinotrackError(f"an override cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def with_search(words: Sequence[str]) -> list[str]:
+    """Words that choose Optuna alone with our settings of a search, and with our search space where they name none."""
+    if OPTUNA not in words or any(word.startswith("sweep=") for word in words):
+        return list(words)
+    own = any(each.is_sweep_override() for each in parsed(words).values())
+    return beside(words, ["sweep=search" if own else "sweep=optuna"])
 
 
 def sweep_of(command: str, words: Sequence[str]) -> DictConfig | None:
