@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -38,30 +40,41 @@ print(int(found.values.sum()))
 """
 
 
-def start(folder: Path, name: str) -> "subprocess.Popen[str]":
-    process = subprocess.Popen([sys.executable, "-c", WORKER, str(folder), name], stdout=subprocess.PIPE, text=True)
-    wait_for(folder / f"{name}.ready", process)
-    return process
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a worker of a name, and waits until it is ready for the file "go"; none outlives the test."""
+    with ExitStack() as stack:
+
+        def begin(name: str) -> "subprocess.Popen[str]":
+            command = [sys.executable, "-c", WORKER, str(tmp_path), name]
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            wait_for(tmp_path / f"{name}.ready", process)
+            return process
+
+        yield begin
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
-    until = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < until:
+    while not path.exists() and process.poll() is None:
         time.sleep(0.01)
     assert path.exists()
 
 
-def test_of_two_processes_one_builds_and_both_have_the_entry(tmp_path: Path) -> None:
-    processes = [start(tmp_path, name) for name in ("first", "second")]
+def test_of_two_processes_one_builds_and_both_have_the_entry(tmp_path: Path, start: Start) -> None:
+    processes = [start(name) for name in ("first", "second")]
     (tmp_path / "go").touch()
-    answers = [process.communicate(timeout=120)[0].strip() for process in processes]
+    answers = [process.communicate()[0].strip() for process in processes]
     assert answers == ["9", "9"] and [process.returncode for process in processes] == [0, 0]
     assert len(list(tmp_path.glob("*.built"))) == 1
     assert int(Masks.load(tmp_path / "entry.safetensors").values.sum()) == 9
 
 
-def test_a_killed_builder_blocks_nobody(tmp_path: Path) -> None:
-    process = start(tmp_path, "hang")
+def test_a_killed_builder_blocks_nobody(tmp_path: Path, start: Start) -> None:
+    process = start("hang")
     (tmp_path / "go").touch()
     wait_for(tmp_path / "hang.built", process)  # it holds the lock
     process.send_signal(signal.SIGKILL)

@@ -120,6 +120,15 @@ def test_every_launcher_composes(name: str) -> None:
     assert config.hydra.launcher._target_.endswith("Launcher")
 
 
+def test_a_sweep_of_the_users_own_in_a_folder_of_theirs(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    content = "# @package _global_\nhydra: {sweeper: {params: {backbone.layer: '2,4'}}}\n"
+    (tmp_path / "sweep" / "mine.yaml").write_text(content)
+    words = prepared("fit", ["-m", "--config-dir", str(tmp_path), "sweep=mine"])
+    more = ["swept=['backbone.layer']", "layers=[2,4]"]
+    assert words == ["--multirun", "--config-dir", str(tmp_path), *more, "sweep=mine"]
+
+
 def test_a_plugin_that_is_not_there_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
     with pytest.raises(
@@ -136,6 +145,7 @@ def test_a_plugin_that_is_not_there_is_named_with_its_extra(monkeypatch: pytest.
         (["-m", "seed=[1"], "an override cannot be read"),
         (["videos=nowhere"], "no clips in nowhere"),
         (["videos=nowhere", "video=x"], "in place of video="),
+        (["videos=tests/*.py", "masks=m"], "masks=m is of one video, videos=tests/*.py are"),
     ],
 )
 def test_wrong_words_get_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

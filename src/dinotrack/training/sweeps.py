@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -99,7 +101,13 @@ def sweep_of(command: str, words: Sequence[str]) -> DictConfig | None:
         DinotrackError: when there is no such sweep.
     """
     chosen = [word for word in words if word.startswith(("sweep=", "hydra/sweeper=", "hydra.sweeper."))]
-    return compose_config(command, overrides=chosen, with_hydra=True) if chosen else None
+    if not chosen:
+        return None
+    named = [word.split("=", 1)[1] for word in words if word.startswith("--config-dir=")]
+    named += [after for word, after in pairwise(words) if word in ("--config-dir", "-cd")]
+    if named:  # where a sweep of the user's own may lie
+        chosen.append(f"hydra.searchpath=[{','.join(quoted(f'file://{Path(name).absolute()}') for name in named)}]")
+    return compose_config(command, overrides=chosen, with_hydra=True)
 
 
 def shared_settings(given: dict[str, Override]) -> list[str]:
@@ -126,6 +134,11 @@ def one_video_a_job(command: str, words: Sequence[str]) -> list[str]:
     if command not in OF_VIDEOS or len(asked) > 1 or any(word.startswith("video=") for word in words):
         raise DinotrackError(f"{asked[-1]}: expected once, in place of video=, and for {', '.join(OF_VIDEOS)}")
     names = [quoted(str(path)) for path in clips_of(asked[0].removeprefix("videos=").strip("'\""))]
+    of_one = [word for word in words if word.startswith(("masks=", "truth="))]
+    if of_one and len(names) > 1:
+        raise DinotrackError(
+            f"{of_one[0]} is of one video, {asked[0]} are {len(names)}; start those that have one on their own"
+        )
     listed = f"video={','.join(names)}"
     return [listed if word == asked[0] else word for word in words]
 
