@@ -360,8 +360,10 @@ def extract_taps(
     unknown = [facet for _, facet in taps if facet not in FACETS]
     if unknown:
         raise DinotrackError(f"facet {unknown[0]!r} is unknown; choose one of {', '.join(FACETS)}")
-    deepest, shallowest = max(layer for layer, _ in taps), min(layer for layer, _ in taps)
-    vit = (vit if shallowest >= 1 and deepest <= len(vit.vit.blocks) else vit.reaching(deepest)).to(device)
+    layers = sorted(layer for layer, _ in taps)
+    if layers[0] < 1 or layers[-1] > len(vit.vit.blocks):
+        vit = vit.reaching(layers[0] if layers[0] < 1 else layers[-1])  # which refuses what does not exist
+    vit = vit.to(device)
     settings = [vit.tapped(tap) for tap in taps]
     maps = gather(lambda images: vit.read(images, taps), settings, vit.grid, frames, chunk, device, progress)
     return dict(zip(taps, maps, strict=True))
