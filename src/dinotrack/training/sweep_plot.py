@@ -44,11 +44,15 @@ def save_plot(jobs: Sequence[Job], path: Path) -> None:
         if column == 0:
             axes[row][column].set_ylabel(f"{LABELS[metric]} (%)" if metric in LABELS else metric)
         if row == len(metrics) - 1:
-            axes[row][column].set_xlabel(name)
+            logarithmic = axes[row][column].get_xscale() != "linear"
+            axes[row][column].set_xlabel(f"{name} (log scale)" if logarithmic else name)
     for column in range(len(swept)):
         handles, labels = axes[0][column].get_legend_handles_labels()
         if len(handles) > 1:
-            axes[0][column].legend(handles, labels, fontsize=7, title_fontsize=7, title=other_of(swept, swept[column]))
+            options = {"title": other_of(swept, swept[column]), "fontsize": 8, "title_fontsize": 8, "frameon": False}
+            axes[0][column].legend(
+                handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(handles), **options
+            )
     figure.suptitle(title_of(jobs, points, swept, grid), fontsize=9)
     write_atomically(path, lambda name: figure.savefig(name, format="png"))
 
@@ -57,11 +61,12 @@ def title_of(jobs: Sequence[Job], points: Sequence[Point], swept: Sequence[str],
     """What is drawn, what the bars are, and how many jobs are not in it."""
     command = next((job.command for job in jobs if job.command), "")
     parts = [f"dinotrack {command}, {len(jobs)} jobs"]
-    most = max((point.jobs for point in points), default=1)
+    counts = {point.jobs for point in points} or {1}
+    least, most = min(counts), max(counts)
     if grid and averaged(points, swept):
         parts.append("mean ± standard deviation over the other settings")
     elif most > 1:
-        parts.append(f"mean ± standard error of {most} jobs")
+        parts.append(f"mean ± standard error of {most if least == most else f'{least} to {most}'} jobs")
     missing = sum(job.status != "done" for job in jobs)
     if missing:
         parts.append(f"{missing} without a result")
