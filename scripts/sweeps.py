@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT, PAGE, PICTURE = (ROOT / "docs" / name for name in ("results/sweep.json", "sweeps.md", "images/sweep.png"))
-WORDS = ["fit", "-m", "experiment=tiny", "losses.flow.weight=1,3,10", "resolution=72,96", "threads=1"]
+WORDS = ["fit", "-m", "experiment=tiny", "method.module.lr=1e-3,1e-2,5e-2", "resolution=72,96", "threads=1"]
 RUNS = {"first": [], "again": [], "two jobs at a time": ["hydra/launcher=local"]}
 """The last one with a cache of its own, so that its jobs race for the entries."""
 EXACT = ("delta_avg", "oa", "aj", "loss/total")

@@ -353,7 +353,7 @@ def test_three_by_two_twice_and_by_joblib(tmp_path: Path) -> None:
     words = ["-m", *TINY, "losses.best_buddy.weight=1e-4,25e-5,5e-4", "resolution=48,64", f"cache_dir={cache}"]
     cli.main(["fit", *words, f"hydra.sweep.dir={tmp_path / 'first'}"])
     built = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
-    assert len(built) == 2 * 4  # features, tracklets, best buddies and saliency at each resolution
+    assert len(built) == 2 * 3  # features, tracklets and best buddies at each resolution; the video has masks
     cli.main(["fit", *words, f"hydra.sweep.dir={tmp_path / 'second'}"])
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == built
     own = [f"hydra.sweep.dir={tmp_path / 'joblib'}", f"cache_dir={tmp_path / 'other'}"]
@@ -361,7 +361,7 @@ def test_three_by_two_twice_and_by_joblib(tmp_path: Path) -> None:
     for number in range(6):
         kept = [(tmp_path / name / str(number) / "metrics.json").read_bytes() for name in ("first", "second", "joblib")]
         assert kept[0] == kept[1] == kept[2]
-    assert len(list((tmp_path / "other").rglob("*.safetensors"))) == 2 * 4
+    assert len(list((tmp_path / "other").rglob("*.safetensors"))) == 2 * 3
 
 
 @pytest.mark.slow
