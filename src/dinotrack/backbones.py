@@ -1,6 +1,7 @@
 """Frozen features of frames, Φ_DINO of Eq. 1 (method §1): ViTs at any stride, layer and facet, and weightless SIFT."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -140,6 +141,8 @@ def unpadded_centre(spatial_bin_size: int, spatial_bins: int = 4) -> float:
 
 
 FACETS = ("token", "query", "key", "value")
+Tap = tuple[int, str]
+"""(layer, facet) of a ViT."""
 
 
 class VitBackbone:
@@ -202,14 +205,22 @@ class VitBackbone:
         Raises:
             DinotrackError: when the images are smaller than one patch.
         """
-        height, width = images.shape[-2:]
-        if min(height, width) < self.patch:
-            raise DinotrackError(
-                f"a {width}x{height} frame is smaller than the ViT's patch of {self.patch} px; raise resolution"
-            )
-        tokens, shape = self.tokens(images, len(self.vit.blocks) - 1)
-        tokens = self._read(self.vit.blocks[-1], tokens)[:, self.vit.num_prefix_tokens :]
-        return tokens.transpose(1, 2).unflatten(2, shape).contiguous()
+        return self.read(images, [(len(self.vit.blocks), self.facet)])[0]
+
+    @torch.no_grad()
+    def read(self, images: Float[Tensor, "b 3 h w"], taps: Sequence[Tap]) -> list[Float[Tensor, "b c h2 w2"]]:
+        """Like a call for each of `taps`, in one pass; this backbone has to reach their layers."""
+        tokens, shape = self._embed(images)
+        found: dict[Tap, Tensor] = {}
+        deepest = max(layer for layer, _ in taps)
+        for layer, block in enumerate(self.vit.blocks[:deepest], 1):
+            for facet in {facet for at, facet in taps if at == layer and facet != "token"}:
+                found[layer, facet] = projected(block, facet, tokens)
+            if layer < deepest or (layer, "token") in taps:
+                tokens = found[layer, "token"] = block(tokens)
+            found = {tap: value for tap, value in found.items() if tap in taps}
+        patches = (found[tap][:, self.vit.num_prefix_tokens :] for tap in taps)
+        return [each.transpose(1, 2).unflatten(2, shape).contiguous() for each in patches]
 
     def tokens(self, images: Float[Tensor, "b 3 h w"], blocks: int) -> tuple[Float[Tensor, "b n c"], tuple[int, int]]:
         """What the first `blocks` blocks make of images in [0, 1], prefix tokens first; and the patch tokens' rows and columns."""
@@ -220,6 +231,11 @@ class VitBackbone:
 
     def _embed(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b n c"], tuple[int, int]]:
         """What enters the first block, prefix tokens first, and the rows and columns of the patch tokens."""
+        height, width = images.shape[-2:]
+        if min(height, width) < self.patch:
+            raise DinotrackError(
+                f"a {width}x{height} frame is smaller than the ViT's patch of {self.patch} px; raise resolution"
+            )
         vit, positions = self.vit, self.vit.pos_embed
         assert positions is not None  # vit_skeleton saw to it
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -232,12 +248,6 @@ class VitBackbone:
         patches = patches + resize_positions(positions[:, spare:], vit.patch_embed.grid_size, rows, columns)
         return vit.norm_pre(torch.cat([prefix.expand(len(images), -1, -1), patches], 1)), (rows, columns)
 
-    def _read(self, block: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        """The facet of the last block."""
-        if self.facet == "token":
-            return block(tokens)
-        return block.attn.qkv(block.norm1(tokens)).chunk(3, -1)[FACETS.index(self.facet) - 1]
-
     def to(self, device: torch.device | str) -> "VitBackbone":
         """Move to `device`, in place."""
         self.vit.to(device)
@@ -245,10 +255,37 @@ class VitBackbone:
 
     def final(self) -> Backbone:
         """The same ViT's last block, loaded again because this one dropped it."""
-        if (self.settings["layer"], self.facet) == (self.depth, "token"):
-            return self
+        return self if self.tap == self.last else self.reaching(*self.last)
+
+    @property
+    def tap(self) -> Tap:
+        """The (layer, facet) that a call gives."""
+        return self.settings["layer"], self.facet
+
+    @property
+    def last(self) -> Tap:
+        """The (layer, facet) of `final`."""
+        return self.depth, "token"
+
+    def tapped(self, tap: Tap) -> dict[str, Any]:
+        """The settings of this ViT with another (layer, facet)."""
+        return {**self.settings, "layer": tap[0], "facet": tap[1]}
+
+    def reaching(self, layer: int, facet: str = "token") -> "VitBackbone":
+        """The same ViT with blocks up to `layer`, loaded again because this one dropped those above its own.
+
+        Raises:
+            DinotrackError: for a layer or facet that it does not have.
+        """
         device = self.vit.patch_embed.proj.weight.device
-        return build_backbone({**self.settings, "layer": self.depth, "facet": "token"}).to(device)
+        other = build_backbone(self.tapped((layer, facet))).to(device)
+        assert isinstance(other, VitBackbone)
+        return other
+
+
+def projected(block: Any, facet: str, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+    """Queries, keys or values that a block's attention makes of its input, all heads concatenated."""
+    return block.attn.qkv(block.norm1(tokens)).chunk(3, -1)[FACETS.index(facet) - 1]
 
 
 def resize_positions(
@@ -300,11 +337,57 @@ def extract_features(
         DinotrackError: when a feature leaves half precision's range.
     """
     backbone = backbone.to(device)
-    parts = []
+    return gather(
+        lambda images: [backbone(images)], [backbone.settings], backbone.grid, frames, chunk, device, progress
+    )[0]
+
+
+def extract_taps(
+    vit: VitBackbone,
+    taps: Sequence[Tap],
+    frames: UInt8[Tensor, "t 3 h w"],
+    *,
+    chunk: int = 4,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> dict[Tap, FeatureMap]:
+    """Features of a whole video by several (layer, facet) of one ViT, as `extract_features` gives each, in one pass.
+
+    Raises:
+        DinotrackError: for a layer or facet that it does not have, or a feature outside half precision's range.
+    """
+    taps = list(dict.fromkeys(taps))
+    unknown = [facet for _, facet in taps if facet not in FACETS]
+    if unknown:
+        raise DinotrackError(f"facet {unknown[0]!r} is unknown; choose one of {', '.join(FACETS)}")
+    layers = sorted(layer for layer, _ in taps)
+    if layers[0] < 1 or layers[-1] > len(vit.vit.blocks):
+        vit = vit.reaching(layers[0] if layers[0] < 1 else layers[-1])  # which refuses what does not exist
+    vit = vit.to(device)
+    settings = [vit.tapped(tap) for tap in taps]
+    maps = gather(lambda images: vit.read(images, taps), settings, vit.grid, frames, chunk, device, progress)
+    return dict(zip(taps, maps, strict=True))
+
+
+def gather(
+    read: Callable[[Float[Tensor, "b 3 h w"]], list[Float[Tensor, "b c h2 w2"]]],
+    settings: Sequence[dict[str, Any]],
+    grid: Grid,
+    frames: UInt8[Tensor, "t 3 h w"],
+    chunk: int,
+    device: torch.device | str,
+    progress: Progress,
+) -> list[FeatureMap]:
+    """What `read` makes of chunks of frames, put together on the CPU; `settings` name each map in an error."""
+    parts: list[list[Tensor]] = [[] for _ in settings]
     for start in progress(range(0, len(frames), chunk), "features"):
-        images = frames[start : start + chunk].to(device).float() / 255
-        parts.append(backbone(images).half().cpu())
-    values = torch.cat(parts)
-    if not values.isfinite().all():
-        raise DinotrackError(f"{backbone.settings} gives features outside half precision's range; choose another layer")
-    return FeatureMap(values, backbone.grid.stride, backbone.grid.offset, (frames.shape[3], frames.shape[2]))
+        for kept, values in zip(parts, read(frames[start : start + chunk].to(device).float() / 255), strict=True):
+            kept.append(values.half().cpu())
+    maps = []
+    for named, kept in zip(settings, parts, strict=True):
+        values = torch.cat(kept)
+        kept.clear()
+        if not values.isfinite().all():
+            raise DinotrackError(f"{named} gives features outside half precision's range; choose another layer")
+        maps.append(FeatureMap(values, grid.stride, grid.offset, (frames.shape[3], frames.shape[2])))
+    return maps

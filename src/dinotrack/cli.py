@@ -26,6 +26,7 @@ TOOLS = {
     "convert": "tracks as CSV, NPZ, JSON keypoints, for Nuke or for Blender",
     "view": "write a page that plays a run in the browser",
     "export": "write a checkpoint as the two files of the published code",
+    "sweep-report": "the jobs of a multirun as CSV, Markdown and a plot",
     "score": "score the predictions of dinotrack evaluate again, and lay methods side by side",
     "make-benchmark": "write our synthetic benchmark as TAP-Vid's files",
 }
@@ -47,6 +48,7 @@ commands:
   dinotrack view runs/run/... --open                 the run in the browser, in one file
   dinotrack evaluate benchmark=synthetic experiment=demo method=raw_features
   dinotrack fit -m video=clip.mp4 losses.best_buddy.weight=1e-4,25e-5
+  dinotrack sweep-report runs/fit-sweep/...
 
 `dinotrack COMMAND --help` lists a command's config groups and settings, `--cfg job` prints its whole config.
 """
@@ -73,7 +75,7 @@ def tool(name: str) -> Callable[[Sequence[str]], None]:
 
 
 def usage() -> str:
-    lines = [f"  {name:<12}{what}" for name, what in {**HYDRA_COMMANDS, **TOOLS}.items()]
+    lines = [f"  {name:<14}{what}" for name, what in {**HYDRA_COMMANDS, **TOOLS}.items()]
     return USAGE.format(version=__version__, commands="\n".join(lines))
 
 
@@ -85,39 +87,44 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
     from omegaconf import DictConfig
 
     from dinotrack.training.config import config_folder
+    from dinotrack.training.sweeps import prepared
 
     before = existing_folders(rest)
 
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> float | None:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", force=True)
-        job = importlib.import_module("dinotrack.training.commands")
+        commands = importlib.import_module("dinotrack.training.commands")
+        jobs = importlib.import_module("dinotrack.training.jobs")
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
+        returned: list[float | None] = []
+
+        def job() -> None:
+            with jobs.recorded(command, config, folder):
+                scores = getattr(commands, f"{command}_command")(config, folder)
+                returned.append(jobs.objective_of(config, scores))
+
+        jobs.use_threads(config)
         try:
-            code = plainly(lambda: getattr(job, f"{command}_command")(config, folder))
+            code = plainly(job)
         finally:
             remove_empty(folder, before)
         if code == DinotrackError.exit_code and hydra_config.mode == RunMode.MULTIRUN:
             raise DinotrackError("this job failed, its reason stands above")
         if code:
             sys.exit(code)
+        return returned[0]
 
-    # The table is made of many runs; Hydra reads the mode in a config too late to let lists on the command line through.
-    sweep = command == "ablate" and not any(word.startswith("-") for word in rest)
-    sys.argv = [f"dinotrack {command}", *(["--multirun"] if sweep else []), *rest]
+    words: list[str] = []
+    code = plainly(lambda: words.extend(prepared(command, rest)))
+    if code:
+        sys.exit(code)
+    sys.argv = [f"dinotrack {command}", *words]
     try:
-        folder = str(config_folder())
-        if command == "evaluate" and {"-m", "--multirun"} & set(rest):
-            from dinotrack.training.evaluating import one_clip_a_job
-
-            jobs: list[str] = []
-            code = plainly(lambda: jobs.extend(one_clip_a_job(rest)))
-            if code:
-                sys.exit(code)
-            sys.argv[1:] = jobs
+        conf = str(config_folder())
     except DinotrackError as error:
         sys.exit(f"dinotrack: {error}")
-    hydra.main(version_base="1.3", config_path=folder, config_name=command)(task)()
+    hydra.main(version_base="1.3", config_path=conf, config_name=command)(task)()
 
 
 def plainly(job: Callable[[], object]) -> int:

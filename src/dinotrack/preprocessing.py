@@ -1,5 +1,6 @@
 """From a video to what a fit reads: raw features, tracklets, best buddies, foreground; through the cache."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,21 +9,21 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from dinotrack.backbones import Backbone, extract_features, identity
+from dinotrack.backbones import Backbone, Tap, identity
 from dinotrack.cache import build_or_load, cache_path
 from dinotrack.correspondences import (
     build_tracklets,
     dino_best_buddies,
     frame_pairs,
-    saliency_masks,
     searched_between,
     table_of,
 )
 from dinotrack.errors import DinotrackError
+from dinotrack.feature_pass import FeaturePass
 from dinotrack.geometry import resize_frames, working_size
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import FeatureMap, Pairs, PairTable, TensorStruct, Tracklets, Video
+from dinotrack.structs import FeatureMap, Pairs, PairTable, Tracklets, Video
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,6 @@ class Supervision:
 
 
 @dataclass(frozen=True)
-class Masks(TensorStruct):
-    """Foreground of each frame, at any resolution."""
-
-    values: Bool[Tensor, "t h w"]
-
-
-@dataclass(frozen=True)
 class Preprocessed:
     """What a fit reads: frames and features at working resolution, and their supervision."""
 
@@ -69,25 +63,6 @@ def working_frames(
     return resize_frames(video.frames, size or working_size(video.size, resolution, stride))
 
 
-def video_features(
-    video: Video,
-    frames: UInt8[Tensor, "t 3 h w"],
-    backbone: Backbone,
-    cache: Path,
-    *,
-    device: torch.device | str = "cpu",
-    chunk: int = 4,
-    progress: Progress = silent,
-) -> FeatureMap:
-    """Raw features of a video's working frames, cached."""
-    path = cache_path(
-        cache, video, "features", {"backbone": identity(backbone.settings), "size": list(frames.shape[2:])}
-    )
-    return build_or_load(
-        FeatureMap, path, lambda: extract_features(backbone, frames, chunk=chunk, device=device, progress=progress)
-    )
-
-
 def preprocess(
     video: Video,
     backbone: Backbone,
@@ -97,18 +72,22 @@ def preprocess(
     resolution: int = 854,
     size: tuple[int, int] | None = None,
     supervision: Supervision = Supervision(),
+    beside: Sequence[Tap] = (),
     device: torch.device | str = "cpu",
     chunk: int = 4,
     progress: Progress = silent,
 ) -> Preprocessed:
     """Features, tracklets and best buddies of a video, each built once and kept in the folder `cache`.
 
+    Tracklets do not depend on the backbone but for its stride. A pass that makes features keeps those of `beside` too.
+
     Raises:
         DinotrackError: when no tracklet is found, or the cache cannot be written.
     """
     frames = working_frames(video, backbone.stride, resolution, size)
-    common = {"device": device, "chunk": chunk, "progress": progress}
-    features = video_features(video, frames, backbone, cache, **common)
+    options = {"device": device, "chunk": chunk, "progress": progress}
+    raw = FeaturePass(video, frames, backbone, cache, beside, **options)
+    features = raw.features(saliency=not len(video.masks))
     shape = list(frames.shape[2:])
     of_flow = {
         "gamma": supervision.gamma,
@@ -143,31 +122,6 @@ def preprocess(
             progress=progress,
         ),
     )
-    masks = foreground(video, frames, features, backbone, cache, **common)
+    masks = video.masks if len(video.masks) else raw.saliency(features)
     searched = searched_between(frame_pairs(len(frames), supervision.max_frame_pairs), len(frames))
     return Preprocessed(frames, features, tracklets, table_of(pairs, masks, features.size, searched), masks)
-
-
-def foreground(
-    video: Video,
-    frames: UInt8[Tensor, "t 3 h w"],
-    features: FeatureMap,
-    backbone: Backbone,
-    cache: Path,
-    *,
-    device: torch.device | str = "cpu",
-    chunk: int = 4,
-    progress: Progress = silent,
-) -> Bool[Tensor, "t h2 w2"]:
-    """The video's own masks, or saliency of the backbone's last layer (§3), cached."""
-    if len(video.masks):
-        return video.masks
-    final = backbone.final()
-    path = cache_path(cache, video, "saliency", {"backbone": identity(final.settings), "size": list(frames.shape[2:])})
-    same = final.settings == backbone.settings
-
-    def build() -> Masks:
-        last = features if same else extract_features(final, frames, chunk=chunk, device=device, progress=progress)
-        return Masks(saliency_masks(last))
-
-    return build_or_load(Masks, path, build).values

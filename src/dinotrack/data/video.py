@@ -113,7 +113,7 @@ def _pictures(folder: Path) -> list[Path]:
     files = [f for f in folder.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
     if not files:
         raise DinotrackError(f"{folder} holds no frames; expected files ending in {', '.join(PICTURES)}")
-    return sorted(files, key=_natural)
+    return sorted(files, key=natural)
 
 
 def frame_numbers(folder: str | os.PathLike[str]) -> list[int]:
@@ -123,7 +123,7 @@ def frame_numbers(folder: str | os.PathLike[str]) -> list[int]:
     return numbers if len(set(numbers)) == len(found) else list(range(len(found)))
 
 
-def _natural(file: Path) -> tuple[list[str | int], str]:
+def natural(file: Path) -> tuple[list[str | int], str]:
     """Sorting key by which frame2 comes before frame10."""
     parts = re.split(r"(\d+)", file.stem.lower())
     return [int(part) if part.isdecimal() else part for part in parts], file.name

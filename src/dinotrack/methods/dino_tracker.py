@@ -12,9 +12,10 @@ from torch import Tensor
 from dinotrack.backbones import Backbone, build_backbone, identity
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
+from dinotrack.feature_pass import video_features
 from dinotrack.lora import LoraVit
 from dinotrack.networks import DeltaDino, Refinement, TrackerHead
-from dinotrack.preprocessing import video_features, working_frames
+from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, Video, write_atomically
 from dinotrack.trackers import FeatureTracker, VisibilityRule

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dinotrack.backbones import Backbone
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
+from dinotrack.feature_pass import video_features
 from dinotrack.methods.dino_tracker import (
     DinoTracker,
     assemble,
@@ -26,7 +27,7 @@ from dinotrack.methods.dino_tracker import (
     state_dict,
 )
 from dinotrack.networks import BlurPool, DeltaDino, Refinement, TrackerHead
-from dinotrack.preprocessing import video_features, working_frames
+from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import PIXELS, Video, write_atomically
 from dinotrack.weights import read_weights

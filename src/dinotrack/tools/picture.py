@@ -16,11 +16,12 @@ from dinotrack.correspondences import saliency_masks
 from dinotrack.data import open_described
 from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
+from dinotrack.feature_pass import video_features
 from dinotrack.geometry import resize_frames
 from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
 from dinotrack.methods.raw_features import raw_feature_tracker
 from dinotrack.mp4 import save_video
-from dinotrack.preprocessing import video_features, working_frames
+from dinotrack.preprocessing import working_frames
 from dinotrack.progress import shown
 from dinotrack.structs import FeatureMap, Pairs, Tracklets, Video
 from dinotrack.tools.arguments import numbers, query

@@ -104,4 +104,5 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     """What a row depends on."""
     whole: Any = OmegaConf.to_container(config, resolve=True)
     dropped = ("cache_dir", "logger", "render", "trail", "memory", "resume", "checkpoint_every", "table")
+    dropped += ("threads", "objective", "layers", "facets", "swept")
     return {name: value for name, value in whole.items() if name not in dropped}

@@ -26,7 +26,7 @@ from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_
 from dinotrack.methods.published import PUBLISHED_SIZE, import_published
 from dinotrack.metrics import TapVidScores, mean_over_videos
 from dinotrack.progress import shown
-from dinotrack.scoreboard import CSV, MARKDOWN, compare, finished
+from dinotrack.scoreboard import CSV, MARKDOWN, compare, finished, means_of, rows_of
 from dinotrack.structs import NO_TRUTH, PointTruth, Tracks, Video, write_atomically
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
@@ -34,6 +34,7 @@ from dinotrack.training.config import fixed_size, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.evaluating import predict_clips, published_tracker
 from dinotrack.training.fit import prepare, train
+from dinotrack.training.jobs import check_objective, evaluation_folder
 from dinotrack.training.scoring import score, score_table, truth_of, verdict
 from dinotrack.training.stages import Stages
 from dinotrack.training.unfitted import UNFITTED, unfitted_tracker
@@ -78,16 +79,39 @@ def preprocess_command(config: DictConfig, folder: Path) -> None:
     say(f"{describe_data(data)}; cached in {data.cache}")
 
 
-def fit_command(config: DictConfig, folder: Path) -> None:
-    """Preprocess and fit; the checkpoint lands in the run folder."""
+def fit_command(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Preprocess and fit; the checkpoint lands in the run folder. With ground truth also score, and return the scores."""
     if config.method.name in UNFITTED:
         raise DinotrackError(
             f"method={config.method.name} has nothing to fit; use dinotrack run method={config.method.name}"
         )
     video, stages = video_of(config), Stages()
-    data, _ = fit_stages(config, folder, video, stages)
+    truth = truth_of(config, video)
+    check_objective(config, truth)
+    data, tracker = fit_stages(config, folder, video, stages, truth)
+    scores = score_stage(config, folder, truth, video, tracker, data, stages)
     stages.save(folder / "summary.json", video=about(video), **counts(data))
     say(f"fitted; now: dinotrack track checkpoint={folder / CHECKPOINT} queries=grid:30")
+    return scores
+
+
+def score_stage(
+    config: DictConfig,
+    folder: Path,
+    truth: PointTruth,
+    video: Video,
+    tracker: Tracker,
+    data: VideoDataModule | None,
+    stages: Stages,
+) -> dict[str, Any]:
+    """The scores against the ground truth of a run, kept in its folder and shown; none where there is none."""
+    if not len(truth):
+        return {}
+    with stages.stage("score"):
+        scores = score(config, truth, video, tracker, data)
+    write_json(folder / "metrics.json", plain(scores))
+    Console().print(score_table(scores, "On this video"))
+    return scores
 
 
 def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -96,16 +120,12 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     queries = queries_of(config, video)
     check_method(config.interpolate)
     truth = truth_of(config, video)
+    check_objective(config, truth)
     data, tracker = trackers_of(config, folder, video, stages, truth)
     with stages.stage("track"):
         tracks = tracker.track(queries, progress=shown)
     write_tracks(tracks, video, folder, config, stages)
-    scores: dict[str, Any] = {}
-    if len(truth):
-        with stages.stage("score"):
-            scores = score(config, truth, video, tracker, data)
-        write_json(folder / "metrics.json", plain(scores))
-        Console().print(score_table(scores, "On this video"))
+    scores = score_stage(config, folder, truth, video, tracker, data, stages)
     found = counts(data) if data else {}
     stages.save(folder / "summary.json", video=about(video), **found, points=len(tracks))
     written = ", ".join(sorted(path.name for path in folder.iterdir()))
@@ -206,9 +226,9 @@ def ablate_command(config: DictConfig, folder: Path) -> None:
     say(f"table: {table / TABLE}")
 
 
-def evaluate_command(config: DictConfig, _: Path) -> None:
-    """Predict the clips of a benchmark that are not done yet, then score all that are."""
-    folder = Path(config.folder)
+def evaluate_command(config: DictConfig, _: Path) -> dict[str, Any]:
+    """Predict the clips of a benchmark that are not done yet, then score all that are; a sweep has a folder for its values."""
+    folder = evaluation_folder(config)
 
     def make(clip: BenchmarkClip, place: Path, stages: Stages) -> Tracker:
         if config.benchmark.published_weights:
@@ -225,6 +245,7 @@ def evaluate_command(config: DictConfig, _: Path) -> None:
         elif done:
             compare([folder])
             say(f"{folder / CSV} has each of the {done} clips that are done, {folder / MARKDOWN} the tables")
+    return {config.method.name: means_of(rows_of(folder))} if config.objective else {}
 
 
 def trackers_of(

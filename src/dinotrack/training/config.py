@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dinotrack.backbones import Backbone
+from dinotrack.backbones import Backbone, Tap
 from dinotrack.errors import DinotrackError
 from dinotrack.networks import Refinement
 from dinotrack.progress import Progress, silent
@@ -31,8 +31,10 @@ def config_folder() -> Path:
     raise DinotrackError(f"dinotrack's configs are in neither {folders[0]} nor {folders[1]}; install it again")
 
 
-def compose_config(name: str = "fit", experiment: str | None = None, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of a command as the command line would compose it.
+def compose_config(
+    name: str = "fit", experiment: str | None = None, overrides: Sequence[str] = (), *, with_hydra: bool = False
+) -> DictConfig:
+    """The config of a command as the command line would compose it, on request with Hydra's own node.
 
     Raises:
         DinotrackError: for an unknown experiment or override.
@@ -40,7 +42,7 @@ def compose_config(name: str = "fit", experiment: str | None = None, overrides: 
     chosen = [f"experiment={experiment}"] if experiment else []
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-            return compose(name, overrides=[*chosen, *overrides])
+            return compose(name, overrides=[*chosen, *overrides], return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise DinotrackError(f"the config cannot be composed: {' '.join(str(error).split())[:300]}") from error
 
@@ -74,12 +76,27 @@ def make_data(
         resolution=config.resolution,
         size=fixed_size(config),
         supervision=instantiate(config.supervision),
+        beside=taps_of(config),
         batch=instantiate(config.method.batch),
         seed=config.seed,
         device=pick_device(config.device),
         progress=progress,
         truth=truth,
     )
+
+
+def taps_of(config: DictConfig) -> list[Tap]:
+    """Every (layer, facet) whose features a ViT's pass keeps beside its own: those that `layers` and `facets` name.
+
+    Raises:
+        DinotrackError: when `layers` are no whole numbers.
+    """
+    if not config.layers and not config.facets:
+        return []
+    layers = list(config.layers or [config.backbone.layer])
+    if not all(isinstance(layer, int) for layer in layers):
+        raise DinotrackError(f"layers={layers}: expected whole numbers, [12,16,20]")
+    return [(layer, str(facet)) for layer in layers for facet in config.facets or [config.backbone.facet]]
 
 
 def fixed_size(config: DictConfig) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """The data of a fit: one video, preprocessed once, served as minibatches of 8 frames."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dinotrack.backbones import Backbone
+from dinotrack.backbones import Backbone, Tap
 from dinotrack.cache import default_cache
 from dinotrack.geometry import look_up, resize_masks, working_size
 from dinotrack.optical_flow import FlowEstimator
@@ -38,8 +39,9 @@ class Minibatches(Dataset[Batch]):
 class VideoDataModule(L.LightningDataModule):
     """Preprocesses a video through the cache, then draws minibatches on the training device (method §5).
 
-    `resolution` is the long side of the working frames; `size` = (W, H) fixes both sides instead. `truth` is never trained on:
-    callbacks score the fit against it.
+    `resolution` is the long side of the working frames; `size` = (W, H) fixes both sides instead. `beside` names further
+    (layer, facet) of a ViT whose features its pass keeps in the cache. `truth` is never trained on: callbacks score the fit
+    against it.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class VideoDataModule(L.LightningDataModule):
         resolution: int = 854,
         size: tuple[int, int] | None = None,
         supervision: Supervision = Supervision(),
+        beside: Sequence[Tap] = (),
         batch: BatchSettings = BatchSettings(),
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -62,7 +65,7 @@ class VideoDataModule(L.LightningDataModule):
         self.video, self.backbone, self.flow = video, backbone, flow
         self.cache = Path(cache).expanduser() if cache else default_cache()
         self.resolution, self.size = resolution, size
-        self.supervision, self.batch = supervision, batch
+        self.supervision, self.beside, self.batch = supervision, beside, batch
         self.generator = torch.Generator().manual_seed(seed)
         self.device, self.progress, self.truth = device, progress, truth
         self.store: Store
@@ -87,6 +90,7 @@ class VideoDataModule(L.LightningDataModule):
             resolution=self.resolution,
             size=self.size,
             supervision=self.supervision,
+            beside=self.beside,
             device=self.device,
             progress=self.progress,
         )

@@ -149,6 +149,8 @@ def predict_clips(
             log.error("%s: %s", place, reason)
             log.debug("", exc_info=error)
             failed.append(name)
+            if len(names) == 1:  # a job of a multirun, whose record says why
+                raise DinotrackError(f"{name}: {reason}") from error
         clip = None  # one clip at a time is in memory
     if failed:
         raise DinotrackError(

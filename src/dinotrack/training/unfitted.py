@@ -7,14 +7,15 @@ from omegaconf import DictConfig
 
 from dinotrack.cache import default_cache
 from dinotrack.correspondences import consecutive_flows
+from dinotrack.feature_pass import video_features
 from dinotrack.geometry import resize_frames, working_size
 from dinotrack.methods.flow_chain import FlowChainTracker
 from dinotrack.methods.raw_features import raw_feature_tracker
-from dinotrack.preprocessing import video_features, working_frames
+from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
-from dinotrack.training.config import fixed_size, pick_device, size_of
+from dinotrack.training.config import fixed_size, pick_device, size_of, taps_of
 
 UNFITTED = ("raw_features", "flow_chain")
 """Names of methods."""
@@ -31,7 +32,8 @@ def raw_features(config: DictConfig, video: Video, progress: Progress) -> Tracke
     backbone, device = instantiate(config.backbone), pick_device(config.device)
     frames = working_frames(video, backbone.stride, config.resolution, fixed_size(config))
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
-    features = video_features(video, frames, backbone, cache, device=device, progress=progress)
+    options = {"beside": taps_of(config), "device": device, "progress": progress}
+    features = video_features(video, frames, backbone, cache, **options)
     tracker = raw_feature_tracker(
         video,
         features,

@@ -1,0 +1,114 @@
+"""One pass over a video: features of a layer, of others that a sweep will ask for, and saliency masks; through the cache."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from dinotrack.backbones import Backbone, Tap, VitBackbone, extract_features, extract_taps, identity
+from dinotrack.cache import cache_path, locked, stored
+from dinotrack.correspondences import saliency_masks
+from dinotrack.progress import Progress, silent
+from dinotrack.structs import FeatureMap, TensorStruct, Video
+
+
+@dataclass(frozen=True)
+class Masks(TensorStruct):
+    """Foreground of each frame, at any resolution."""
+
+    values: Bool[Tensor, "t h w"]
+
+
+@dataclass(frozen=True)
+class FeaturePass:
+    """What a pass of `backbone` over a video's working frames gives, and where it is cached.
+
+    `beside` names further (layer, facet) of a ViT, which other runs will ask for: the pass that makes one makes all. A single
+    lock holds for what comes out of a pass, so that a run that wants another layer waits for the one that brings it.
+    """
+
+    video: Video
+    frames: UInt8[Tensor, "t 3 h w"]
+    backbone: Backbone
+    cache: Path
+    beside: Sequence[Tap] = ()
+    device: torch.device | str = "cpu"
+    chunk: int = 4
+    progress: Progress = silent
+
+    def features(self, *, saliency: bool = False) -> FeatureMap:
+        """Raw features, cached; with `saliency` a pass that has to be made brings those masks too.
+
+        Raises:
+            DinotrackError: for a layer or facet that the ViT does not have, or a cache that cannot be written.
+        """
+        path = self.path("features", self.backbone.settings)
+        found = stored(FeatureMap, path, logging.DEBUG)
+        if found is not None:
+            return found
+        with self.locked():
+            found = stored(FeatureMap, path)  # another process may have made the pass meanwhile
+            if found is None:
+                found = self.run(saliency)
+                found.save(path)
+            return found
+
+    def saliency(self, features: FeatureMap) -> Bool[Tensor, "t h2 w2"]:
+        """Foreground by the saliency of the backbone's last layer (§3), cached; `features` are this backbone's."""
+        final = self.backbone.final()
+        path = self.path("saliency", final.settings)
+        found = stored(Masks, path, logging.DEBUG)
+        if found is not None:
+            return found.values
+        with self.locked():
+            found = stored(Masks, path)
+            if found is None:
+                same = final.settings == self.backbone.settings
+                last = features if same else extract_features(final, self.frames, **self.options)
+                found = Masks(saliency_masks(last))
+                found.save(path)
+            return found.values
+
+    def run(self, saliency: bool) -> FeatureMap:
+        """Make the features; of a ViT keep what else is wanted and not there, from the same pass."""
+        vit = self.backbone
+        if not isinstance(vit, VitBackbone):
+            return extract_features(vit, self.frames, **self.options)
+        kept = {tap: self.path("features", vit.tapped(tap)) for tap in self.beside if tap != vit.tap}
+        kept = {tap: path for tap, path in kept.items() if not path.exists()}
+        masks = self.path("saliency", vit.tapped(vit.last))
+        shown = [vit.last] if saliency and not masks.exists() else []
+        maps = extract_taps(vit, [vit.tap, *kept, *shown], self.frames, **self.options)
+        for tap, path in kept.items():
+            maps[tap].save(path)
+        for tap in shown:
+            Masks(saliency_masks(maps[tap])).save(masks)
+        return maps[vit.tap]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"chunk": self.chunk, "device": self.device, "progress": self.progress}
+
+    def path(self, name: str, settings: dict[str, Any]) -> Path:
+        """Where the entry `name` of the backbone with these settings lies."""
+        return cache_path(
+            self.cache, self.video, name, {"backbone": identity(settings), "size": list(self.frames.shape[2:])}
+        )
+
+    def locked(self) -> AbstractContextManager[None]:
+        """The lock of all that one pass can give."""
+        settings = {name: value for name, value in self.backbone.settings.items() if name not in ("layer", "facet")}
+        return locked(self.path("pass", settings))
+
+
+def video_features(
+    video: Video, frames: UInt8[Tensor, "t 3 h w"], backbone: Backbone, cache: Path, **options: Any
+) -> FeatureMap:
+    """Raw features of a video's working frames, cached; `options` are those of `FeaturePass`."""
+    return FeaturePass(video, frames, backbone, cache, **options).features()

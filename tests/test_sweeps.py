@@ -1,0 +1,384 @@
+"""Multiruns: the words that Hydra gets, what jobs leave behind, and the report, against the jobs' own files."""
+
+import csv
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from PIL import Image
+
+from dinotrack import DinotrackError, cli
+from dinotrack.data.clips import clips_of
+from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.data.synthetic_benchmark import stored
+from dinotrack.training import sweeps
+from dinotrack.training.config import compose_config, config_folder
+from dinotrack.training.jobs import folder_name
+from dinotrack.training.sweep_jobs import Job, read_jobs
+from dinotrack.training.sweep_plot import is_grid, log_spaced
+from dinotrack.training.sweep_report import points_of, swept_in, write_report
+from dinotrack.training.sweeps import prepared
+
+TINY = ["experiment=tiny", "steps=2", "synthetic.frames=6", "synthetic.size=[64,48]", "resolution=64", "threads=1"]
+TINY += ["method.batch.flow_pairs=16", "method.delta.hidden=[4,8]", "trainer.log_every_n_steps=1"]
+ODD = [
+    "a b.mp4",
+    "it's.mp4",
+    'say "x".mp4',
+    "a,b=c.mp4",
+    "(1)[2]{3}.mp4",
+    "${x}.mp4",
+    "back\\slash.mp4",
+    "\\",
+    "é ü.mp4",
+    "-m.mp4",
+]
+ODD += ["end\\'.mp4", "#1;2:3&4|5.mp4", "null", "1e-4.mp4", "$HOME.mp4", "x=1,2.mp4", "two  spaces.mp4 "]
+
+
+def report_of(folder: Path, *more: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sweep-report", str(folder), *more])
+    return int(stop.value.code or 0)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        (["-m", "losses.flow.weight=1,2", "seed=0"], ["swept=['losses.flow.weight']"]),
+        (["-m", "backbone.layer=12,16", "video=x"], ["swept=['backbone.layer']", "layers=[12,16]"]),
+        (["-m", "backbone.layer=range(4,13,4)"], ["swept=['backbone.layer']", "layers=[4,8,12]"]),
+        (["-m", "backbone.layer=1,2", "backbone=a,b"], ["swept=['backbone.layer','backbone']"]),
+        (["-m", "backbone.layer=1,2", "layers=[1,2,3]"], ["swept=['backbone.layer']"]),
+        (["sweep=layers"], ["swept=['backbone.layer']", "layers=[12,16,20,24]"]),
+        (["sweep=layers", "backbone.layer=3,5"], ["swept=['backbone.layer']", "layers=[3,5]"]),
+        (["sweep=layers", "backbone.layer=3"], ["swept=[]"]),
+        (["sweep=facets"], ["swept=['backbone.facet']", "facets=[token,query,key,value]"]),
+        (
+            ["sweep=lambdas", "seed=0,1"],
+            ["swept=['losses.best_buddy.weight','losses.refined_best_buddy.weight','seed']"],
+        ),
+        (["-m", "hydra.launcher.n_jobs=1,2", "seed=1"], ["swept=[]"]),
+    ],
+)
+def test_jobs_are_told_what_differs_and_what_one_pass_gives_all(words: list[str], more: list[str]) -> None:
+    plain = [word for word in words if word != "-m"]
+    assert prepared("fit", words) == ["--multirun", *more, *plain]
+
+
+def test_the_flag_may_stand_anywhere() -> None:
+    assert prepared("fit", ["seed=0", "-m", "steps=1,2"]) == ["--multirun", "swept=['steps']", "seed=0", "steps=1,2"]
+
+
+@pytest.mark.parametrize(
+    "words", [["seed=1"], ["sweep=null"], ["--help"], ["sweep=layers", "--cfg", "job"], ["seed=1,2"]]
+)
+def test_other_words_stay_as_they_are(words: list[str]) -> None:
+    assert prepared("fit", words) == words
+
+
+def test_evaluate_lists_clips_but_for_a_search() -> None:
+    words = prepared("evaluate", ["sweep=lambdas", "benchmark.subset=four"])
+    assert words[1].startswith("benchmark.clip='smooth-0',") or "benchmark.clip=" in " ".join(words)
+    assert "swept=['losses.best_buddy.weight','losses.refined_best_buddy.weight','benchmark.clip']" in words
+    searched = prepared("evaluate", ["sweep=optuna", "benchmark.subset=four"])
+    assert not any(word.startswith(("benchmark.clip", "benchmark.of")) for word in searched)
+
+
+def test_optuna_alone_searches_our_space_and_with_lists_theirs() -> None:
+    assert "sweep=optuna" in prepared("fit", ["hydra/sweeper=optuna"])
+    words = prepared("fit", ["hydra/sweeper=optuna", "losses.cycle.weight=tag(log,interval(0.1,1))"])
+    assert "sweep=search" in words and "swept=['losses.cycle.weight']" in words
+    config = compose_config("fit", overrides=["sweep=optuna", "video=x"], with_hydra=True)
+    assert config.objective == "aj" and config.hydra.sweeper.direction == "maximize"
+    assert config.hydra.sweeper._target_.endswith("OptunaSweeper")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config_folder() / "sweep").glob("*.yaml")))
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_every_sweep_composes_with_every_command(command: str, name: str) -> None:
+    config = compose_config(command, overrides=[f"sweep={name}", "video=x"], with_hydra=True)
+    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    assert all(each.is_sweep_override() for each in OverridesParser.create().parse_overrides(words))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config_folder() / "hydra" / "launcher").glob("*.yaml")))
+def test_every_launcher_composes(name: str) -> None:
+    config = compose_config("fit", overrides=[f"hydra/launcher={name}", "video=x"], with_hydra=True)
+    assert config.hydra.launcher._target_.endswith("Launcher")
+
+
+def test_a_sweep_of_the_users_own_in_a_folder_of_theirs(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    content = "# @package _global_\nhydra: {sweeper: {params: {backbone.layer: '2,4'}}}\n"
+    (tmp_path / "sweep" / "mine.yaml").write_text(content)
+    words = prepared("fit", ["-m", "--config-dir", str(tmp_path), "sweep=mine"])
+    more = ["swept=['backbone.layer']", "layers=[2,4]"]
+    assert words == ["--multirun", "--config-dir", str(tmp_path), *more, "sweep=mine"]
+
+
+def test_a_plugin_that_is_not_there_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
+    with pytest.raises(
+        DinotrackError, match=r"hydra/launcher=ray needs a plugin of Hydra; pip install 'dinotrack\[ray\]'"
+    ):
+        prepared("fit", ["-m", "hydra/launcher=ray", "seed=0,1"])
+    assert prepared("fit", ["seed=0"]) == ["seed=0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep=lamdas"], "the config cannot be composed"),
+        (["-m", "seed=[1"], "an override cannot be read"),
+        (["videos=nowhere"], "no clips in nowhere"),
+        (["videos=nowhere", "video=x"], "in place of video="),
+        (["videos=tests/*.py", "masks=m"], "masks=m is of one video, videos=tests/*.py are"),
+    ],
+)
+def test_wrong_words_get_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *words])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dinotrack:")]
+    assert len(lines) == 1 and message in lines[0]
+
+
+# --- folders of clips -------------------------------------------------------------------------------------------------
+
+
+def test_odd_names_reach_their_job_exactly(tmp_path: Path) -> None:
+    folder = tmp_path / "my clips (1)"
+    folder.mkdir()
+    for name in ODD:
+        (folder / f"{name}.mp4").touch()
+    words = prepared("run", [f"videos={folder}", "experiment=tiny"])
+    given = {each.key_or_group: each for each in OverridesParser.create().parse_overrides(words[1:])}
+    words = [
+        f"video={value}" for value in given["video"].sweep_string_iterator()
+    ]  # as Hydra's sweeper makes them for each job
+    found = [
+        OmegaConf.create({"video": each.value()}).video for each in OverridesParser.create().parse_overrides(words)
+    ]
+    assert sorted(found) == sorted(str(folder / f"{name}.mp4") for name in ODD)
+
+
+def test_a_folder_of_clips_and_a_pattern(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("clip10.mp4", "clip2.MP4", "notes.txt", ".hidden.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "frames").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "frames" / "0.png")
+    (tmp_path / "empty").mkdir()
+    assert [path.name for path in clips_of(str(tmp_path))] == ["clip2.MP4", "clip10.mp4", "frames"]
+    assert "passed over 2 that are no clips: empty, notes.txt" in caplog.text
+    assert [path.name for path in clips_of(f"{tmp_path}/clip*.mp4")] == ["clip10.mp4"]
+    with pytest.raises(DinotrackError, match="for the frames of one clip, use video="):
+        clips_of(str(tmp_path / "frames"))
+
+
+def test_folder_names_tell_values_apart() -> None:
+    assert folder_name({"losses.flow.weight": 1e-4, "seed": 0}) == "losses.flow.weight=0.0001,seed=0"
+    odd = [folder_name({"x": value}) for value in ("a/b", "a_b", "a%2Fb", "..", "a" * 300, "a" * 301)]
+    assert len(set(odd)) == len(odd) and not any("/" in name or len(name) > 250 for name in odd)
+
+
+# --- jobs and the report ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two weights, of which one is none."""
+    folder = tmp_path_factory.mktemp("sweep") / "it"
+    options = [f"hydra.sweep.dir={folder}", f"cache_dir={folder.parent / 'cache'}"]
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-m", *TINY, "losses.best_buddy.weight=1e-4,nonsense", "seed=0,1", *options])
+    return folder
+
+
+def test_the_report_repeats_the_jobs_own_files(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_of(swept) == 0
+    assert capsys.readouterr().out.split() == [str(swept / f"report.{ending}") for ending in ("csv", "md", "png")]
+    rows = rows_of(swept / "report.csv")
+    assert [row["status"] for row in rows] == ["done", "done", "failed", "failed"]
+    for number in (0, 1):
+        own = json.loads((swept / str(number) / "metrics.json").read_text())["dino_tracker"]
+        stages = json.loads((swept / str(number) / "summary.json").read_text())["stages"]
+        last = rows_of(swept / str(number) / "metrics.csv")[-1]
+        row = rows[number]
+        assert (row["job"], row["losses.best_buddy.weight"], row["seed"]) == (str(number), "0.0001", str(number))
+        assert all(float(row[name]) == pytest.approx(own[name], abs=1e-4) for name in ("delta_avg", "oa", "aj"))
+        assert float(row["loss/total"]) == pytest.approx(float(last["loss/total"]), abs=1e-4)
+        assert float(row["seconds"]) == pytest.approx(sum(stage["seconds"] for stage in stages), abs=1e-3)
+    values = [float(row["aj"]) for row in rows[:2]]
+    mean, error = sum(values) / 2, abs(values[0] - values[1]) / 2
+    text = (swept / "report.md").read_text()
+    assert f"**{mean:.1f} ± {error:.1f}**" in text and "4 jobs: 2 done, 2 failed." in text
+    assert "## Without a result" in text and "nonsense" in text
+    with Image.open(swept / "report.png") as picture:
+        assert picture.width > 400 and picture.height > 400
+
+
+def test_jobs_that_never_began_or_were_killed_are_listed(swept: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "it"
+    copy.mkdir()
+    (copy / "multirun.yaml").write_bytes((swept / "multirun.yaml").read_bytes())
+    for number, status in (("0", "done"), ("2", "unfinished")):
+        (copy / number).mkdir()
+        record = json.loads((swept / number / "job.json").read_text())
+        (copy / number / "job.json").write_text(json.dumps({**record, "status": status, "reason": ""}))
+    jobs = read_jobs(copy)
+    assert [(job.folder, job.status) for job in jobs[:2]] == [("0", "failed"), ("2", "unfinished")]
+    assert "summary.json" in jobs[0].reason  # it says done, but its results are gone
+    assert [(job.status, job.values["seed"]) for job in jobs[2:]] == [("not started", 1)] * 2
+    assert "–" in write_report(copy, plot=False)[1].read_text()
+
+
+def test_a_folder_without_jobs_and_a_damaged_record_get_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_of(tmp_path) == 2 and "holds no jobs of a sweep" in capsys.readouterr().err
+    (tmp_path / "job.json").write_text("{")
+    assert report_of(tmp_path) == 2 and "is damaged" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_tables_are_written_and_the_extra_is_named(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    jobs = [Job(str(n), {"x": n}, scores={"aj": float(n)}) for n in (1, 2)]
+    monkeypatch.setattr("dinotrack.training.sweep_report.read_jobs", lambda folder: jobs)
+    assert report_of(swept, "--output", str(tmp_path / "out")) == 2
+    assert "pip install 'dinotrack[sweep]'" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.md"]
+    assert report_of(swept, "--output", str(tmp_path / "out"), "--no-plot") == 0
+
+
+def grid(**lists: list[Any]) -> list[Job]:
+    import itertools
+
+    combinations = itertools.product(*lists.values())
+    return [
+        Job(str(n), dict(zip(lists, each, strict=True)), scores={"aj": float(n)}) for n, each in enumerate(combinations)
+    ]
+
+
+def test_seeds_are_averaged_with_their_standard_error() -> None:
+    points = points_of(grid(weight=[0.1, 1.0], seed=[0, 1, 2]))
+    assert [point.values for point in points] == [{"weight": 0.1}, {"weight": 1.0}]
+    mean, error = points[1].means["aj"]
+    assert (mean, error) == (4.0, pytest.approx(1 / math.sqrt(3)))
+
+
+def test_what_a_plot_shows(tmp_path: Path) -> None:
+    for jobs in (grid(a=[1, 2], b=["x", "y"]), grid(a=[1, 2], b=[0, 1e-4, 1e-2], c=[True, False]), grid(a=[None, 2])):
+        (tmp_path / "report").unlink(missing_ok=True)
+        from dinotrack.training.sweep_plot import save_plot
+
+        save_plot(jobs, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert is_grid(grid(a=[1, 2], b=[3, 4]), ["a", "b"])
+    search = [Job(str(n), {"a": n, "b": -n}) for n in range(3)]
+    assert swept_in(search) == ["a", "b"] and not is_grid(search, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [
+        ([1e-4, 25e-5, 5e-4], True),
+        ([12, 16, 20], False),
+        ([1, 10, 100], True),
+        ([0.1, 1.0], True),
+        ([1, 2], False),
+        ([5], False),
+    ],
+)
+def test_axes_are_logarithmic_where_the_values_are(values: list[float], logarithmic: bool) -> None:
+    assert log_spaced(values) == logarithmic
+
+
+def test_each_value_of_an_evaluation_has_a_folder_and_each_clip_a_job(tmp_path: Path) -> None:
+    made = {f"clip{seed}": stored(synthetic_clip(seed, 5, (64, 48), points=4)) for seed in range(2)}
+    (tmp_path / "davis.pkl").write_bytes(pickle.dumps(made))
+    benchmark = ["benchmark=tapvid_davis", f"benchmark.path={tmp_path / 'davis.pkl'}", "benchmark.resolution=null"]
+    raw = ["experiment=tiny", "method=raw_features", f"folder={tmp_path / 'all'}", f"cache_dir={tmp_path / 'cache'}"]
+    cli.main(["evaluate", "-m", *benchmark, *raw, "resolution=32,64"])
+    for resolution in (32, 64):
+        folder = tmp_path / "all" / f"resolution={resolution}"
+        assert {row["clip"] for row in rows_of(folder / "scores.csv")} == {"clip0", "clip1"}
+        assert "resolution: 64" in (folder / "clip0" / "config.yaml").read_text() or resolution == 32
+    assert report_of(tmp_path / "all") == 0
+    found = {row["job"]: float(row["aj"]) for row in rows_of(tmp_path / "all" / "report.csv")}
+    assert len(found) == 4
+    for row in rows_of(tmp_path / "all" / "resolution=64" / "scores.csv"):
+        assert found[f"resolution=64/{row['clip']}"] == pytest.approx(float(row["aj"]), abs=1e-4)
+
+
+def test_an_objective_needs_ground_truth_and_a_name_that_exists(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 48), (number * 40, 0, 0)).save(clip / f"{number}.png")
+    for words, message in (
+        ([f"video={clip}", "objective=aj"], "objective=aj needs ground truth; take video=synthetic"),
+        (["objective=ajj"], "objective=ajj: the ground truth gives delta_avg, oa, aj"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["fit", *TINY, *words, f"hydra.run.dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}"])
+        assert stop.value.code == 2 and message in capfd.readouterr().err
+
+
+# --- whole sweeps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_three_by_two_twice_and_by_joblib(tmp_path: Path) -> None:
+    """The second time builds nothing; two jobs side by side give the same numbers to the bit."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="joblib is an extra")
+    cache = tmp_path / "cache"
+    words = ["-m", *TINY, "losses.best_buddy.weight=1e-4,25e-5,5e-4", "resolution=48,64", f"cache_dir={cache}"]
+    cli.main(["fit", *words, f"hydra.sweep.dir={tmp_path / 'first'}"])
+    built = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+    assert len(built) == 2 * 3  # features, tracklets and best buddies at each resolution; the video has masks
+    cli.main(["fit", *words, f"hydra.sweep.dir={tmp_path / 'second'}"])
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == built
+    own = [f"hydra.sweep.dir={tmp_path / 'joblib'}", f"cache_dir={tmp_path / 'other'}"]
+    cli.main(["fit", *words[:-1], *own, "hydra/launcher=local"])
+    for number in range(6):
+        kept = [(tmp_path / name / str(number) / "metrics.json").read_bytes() for name in ("first", "second", "joblib")]
+        assert kept[0] == kept[1] == kept[2]
+    assert len(list((tmp_path / "other").rglob("*.safetensors"))) == 2 * 3
+
+
+@pytest.mark.slow
+def test_submitit_runs_the_jobs_of_a_sweep(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="submitit is an extra")
+    options = ["hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path / 'it'}", f"cache_dir={tmp_path / 'cache'}"]
+    cli.main(["fit", "-m", *TINY, "losses.best_buddy.weight=1e-4,25e-5", *options])
+    assert [job.status for job in read_jobs(tmp_path / "it")] == ["done", "done"]
+    assert list((tmp_path / "it" / ".submitit").glob("*/*_log.out"))
+
+
+@pytest.mark.slow
+def test_optuna_maximises_aj(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="Optuna is an extra")
+    options = ["hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path / 'it'}", f"cache_dir={tmp_path / 'cache'}"]
+    cli.main(["fit", *TINY, "hydra/sweeper=optuna", *options])
+    jobs = read_jobs(tmp_path / "it")
+    found = (tmp_path / "it" / "optimization_results.yaml").read_text()
+    assert len(jobs) == 3 and f"best_value: {max(job.scores['aj'] for job in jobs)}" in found
+    assert len({str(job.values) for job in jobs}) == 3
