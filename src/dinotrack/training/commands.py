@@ -34,6 +34,7 @@ from dinotrack.training.config import fixed_size, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.evaluating import predict_clips, published_tracker
 from dinotrack.training.fit import prepare, train
+from dinotrack.training.loggers import RunLoggers
 from dinotrack.training.scoring import score, score_table, truth_of, verdict
 from dinotrack.training.stages import Stages
 from dinotrack.training.unfitted import UNFITTED, unfitted_tracker
@@ -85,7 +86,9 @@ def fit_command(config: DictConfig, folder: Path) -> None:
             f"method={config.method.name} has nothing to fit; use dinotrack run method={config.method.name}"
         )
     video, stages = video_of(config), Stages()
-    data, _ = fit_stages(config, folder, video, stages)
+    with RunLoggers(config, folder) as loggers:
+        data, _ = fit_stages(config, folder, video, stages, truth_of(config, video), loggers)
+        loggers.results({}, None, folder / CHECKPOINT)
     stages.save(folder / "summary.json", video=about(video), **counts(data))
     say(f"fitted; now: dinotrack track checkpoint={folder / CHECKPOINT} queries=grid:30")
 
@@ -96,16 +99,18 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     queries = queries_of(config, video)
     check_method(config.interpolate)
     truth = truth_of(config, video)
-    data, tracker = trackers_of(config, folder, video, stages, truth)
-    with stages.stage("track"):
-        tracks = tracker.track(queries, progress=shown)
-    write_tracks(tracks, video, folder, config, stages)
     scores: dict[str, Any] = {}
-    if len(truth):
-        with stages.stage("score"):
-            scores = score(config, truth, video, tracker, data)
-        write_json(folder / "metrics.json", plain(scores))
-        Console().print(score_table(scores, "On this video"))
+    with RunLoggers(config, folder) as loggers:
+        data, tracker = trackers_of(config, folder, video, stages, truth, loggers)
+        with stages.stage("track"):
+            tracks = tracker.track(queries, progress=shown)
+        write_tracks(tracks, video, folder, config, stages)
+        if len(truth):
+            with stages.stage("score"):
+                scores = score(config, truth, video, tracker, data)
+            write_json(folder / "metrics.json", plain(scores))
+            Console().print(score_table(scores, "On this video"))
+        loggers.results(plain(scores), folder / "overlay.mp4" if config.render else None, folder / CHECKPOINT)
     found = counts(data) if data else {}
     stages.save(folder / "summary.json", video=about(video), **found, points=len(tracks))
     written = ", ".join(sorted(path.name for path in folder.iterdir()))
@@ -228,18 +233,28 @@ def evaluate_command(config: DictConfig, _: Path) -> None:
 
 
 def trackers_of(
-    config: DictConfig, folder: Path, video: Video, stages: Stages, truth: PointTruth = NO_TRUTH
+    config: DictConfig,
+    folder: Path,
+    video: Video,
+    stages: Stages,
+    truth: PointTruth = NO_TRUTH,
+    loggers: RunLoggers | None = None,
 ) -> tuple[VideoDataModule | None, Tracker]:
     """The tracker that `method=` names, and the data that it was fitted to, if it was."""
     if config.method.name not in UNFITTED:
-        return fit_stages(config, folder, video, stages, truth)
+        return fit_stages(config, folder, video, stages, truth, loggers)
     save_config(config, folder)
     with stages.stage("preprocess"):
         return None, unfitted_tracker(config, video, shown)
 
 
 def fit_stages(
-    config: DictConfig, folder: Path, video: Video, stages: Stages, truth: PointTruth = NO_TRUTH
+    config: DictConfig,
+    folder: Path,
+    video: Video,
+    stages: Stages,
+    truth: PointTruth = NO_TRUTH,
+    loggers: RunLoggers | None = None,
 ) -> tuple[VideoDataModule, DinoTracker]:
     """Preprocess and fit, measured; writes config and checkpoint."""
     with stages.stage("preprocess"):
@@ -247,7 +262,7 @@ def fit_stages(
     say(describe_data(data))
     save_config(config, folder)
     with stages.stage("fit"):
-        tracker = train(config, data, shown, folder)
+        tracker = train(config, data, shown, folder, loggers)
     tracker.save(folder / CHECKPOINT)
     return data, tracker
 
