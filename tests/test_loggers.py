@@ -286,9 +286,20 @@ def records(folder: Path) -> Iterator[Any]:
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """Its rows of metrics."""
-    rows = [record.history.item for record in records(folder) if record.HasField("history")]
-    return [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in row} for row in rows]
+    """Its rows of metrics; what is more than a number is a mapping."""
+    return [plain_values(record.history.item) for record in records(folder) if record.HasField("history")]
+
+
+def plain_values(items: Any) -> dict[str, Any]:
+    """Items with a key, or a path of keys, and a value in JSON."""
+    values: dict[str, Any] = {}
+    for item in items:
+        *path, name = item.nested_key or [item.key]
+        place = values
+        for part in path:
+            place = place.setdefault(part, {})
+        place[name] = json.loads(item.value_json)
+    return values
 
 
 def test_a_wandb_run_holds_every_scalar(wandb_run: Path) -> None:
@@ -342,10 +353,10 @@ def test_a_wandb_run_holds_pictures_overlay_table_and_checkpoint(wandb_run: Path
 def test_a_wandb_run_has_the_config_and_the_folders_name(wandb_run: Path) -> None:
     [run] = [record.run for record in records(wandb_run) if record.HasField("run")][:1]
     assert (run.display_name, run.project) == ("results", "dinotrack")
-    config = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in run.config.update}
+    config = plain_values(run.config.update)
     for record in records(wandb_run):
         if record.HasField("config"):
-            config |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.config.update}
+            config |= plain_values(record.config.update)
     kept = OmegaConf.to_container(OmegaConf.load(wandb_run / "config.yaml"))
     assert isinstance(kept, dict) and config["losses"] == kept["losses"] and config["steps"] == 4
 
