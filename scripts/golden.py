@@ -26,7 +26,7 @@ def golden_run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         folder.mkdir()
-        overrides = [f"cache_dir={scratch}/cache", "queries=grid:16", "render=false", "baselines=false"]
+        overrides = ["logger=csv", f"cache_dir={scratch}/cache", "queries=grid:16", "render=false", "baselines=false"]
         run_command(compose_config("run", "tiny", overrides), folder)
         with open(folder / "metrics.csv", newline="") as file:
             rows = {int(row["step"]): row for row in csv.DictReader(file)}

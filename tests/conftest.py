@@ -20,6 +20,15 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_wandb() -> Iterator[None]:
+    """Commands log to W&B unless told otherwise; a run of it takes seconds, and no test is to reach a server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.delenv("WANDB_API_KEY", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_weights_every_run() -> None:
     """Networks that a test does not seed start the same in every run, alone or after others."""

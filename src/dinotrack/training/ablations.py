@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import plain
 from dinotrack.structs import write_atomically
+from dinotrack.training.config import WATCHING
 
 ROWS, TABLE = "rows", "ablations.csv"
 MEASURES = {"delta_avg": "synthetic", "oa": "synthetic", "aj": "synthetic", "delta_seg": "badja", "delta_3px": "badja"}
@@ -105,4 +106,5 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     whole: Any = OmegaConf.to_container(config, resolve=True)
     dropped = ("cache_dir", "logger", "render", "trail", "memory", "resume", "checkpoint_every", "table")
     dropped += ("threads", "objective", "layers", "facets", "swept")
-    return {name: value for name, value in whole.items() if name not in dropped}
+    kept = {name: value for name, value in whole.items() if name not in dropped}
+    return kept | {"callbacks": {name: value for name, value in whole["callbacks"].items() if name not in WATCHING}}

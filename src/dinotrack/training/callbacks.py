@@ -12,7 +12,7 @@ from dinotrack.progress import make_bar
 from dinotrack.refined_pairs import PairSearch
 from dinotrack.training.losses import first_step
 from dinotrack.training.midway import score_module, spread
-from dinotrack.training.rebuild import rebuilt_tables
+from dinotrack.training.rebuild import consistent_share, rebuilt_tables
 from dinotrack.training.stopping import StopSignals, save_resumable
 
 if TYPE_CHECKING:
@@ -68,7 +68,11 @@ class RebuildPairs(L.Callback):
         sizes = {"count": int(self.frame_pairs), "every": data.batch.every, "chunk": self.chunk}
         tables = rebuilt_tables(data.store, *networks, self.search, data.generator, pl_module.losses.reads, **sizes)
         data.replace_tables(**tables)
-        pl_module.log_dict({f"pairs/{name}": float(len(table)) for name, table in tables.items()})
+        found: dict[str, Any] = {f"pairs/{name}": float(len(table)) for name, table in tables.items()}
+        if "cycle" in tables:
+            sources = tables["cycle"].searched.nonzero()[:, 0]
+            found["pairs/cycle_share"] = consistent_share(len(tables["cycle"]), sources, data.store.masks, self.search)
+        pl_module.log_dict(found)
 
 
 class TapVidMetrics(L.Callback):

@@ -35,6 +35,7 @@ from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.evaluating import predict_clips, published_tracker
 from dinotrack.training.fit import prepare, train
 from dinotrack.training.jobs import check_objective, evaluation_folder
+from dinotrack.training.loggers import RunLoggers
 from dinotrack.training.scoring import score, score_table, truth_of, verdict
 from dinotrack.training.stages import Stages
 from dinotrack.training.unfitted import UNFITTED, unfitted_tracker
@@ -88,8 +89,10 @@ def fit_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     video, stages = video_of(config), Stages()
     truth = truth_of(config, video)
     check_objective(config, truth)
-    data, tracker = fit_stages(config, folder, video, stages, truth)
-    scores = score_stage(config, folder, truth, video, tracker, data, stages)
+    with RunLoggers(config, folder) as loggers:
+        data, tracker = fit_stages(config, folder, video, stages, truth, loggers)
+        scores = score_stage(config, folder, truth, video, tracker, data, stages)
+        loggers.results(plain(scores), None, folder / CHECKPOINT)
     stages.save(folder / "summary.json", video=about(video), **counts(data))
     say(f"fitted; now: dinotrack track checkpoint={folder / CHECKPOINT} queries=grid:30")
     return scores
@@ -121,11 +124,13 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     check_method(config.interpolate)
     truth = truth_of(config, video)
     check_objective(config, truth)
-    data, tracker = trackers_of(config, folder, video, stages, truth)
-    with stages.stage("track"):
-        tracks = tracker.track(queries, progress=shown)
-    write_tracks(tracks, video, folder, config, stages)
-    scores = score_stage(config, folder, truth, video, tracker, data, stages)
+    with RunLoggers(config, folder) as loggers:
+        data, tracker = trackers_of(config, folder, video, stages, truth, loggers)
+        with stages.stage("track"):
+            tracks = tracker.track(queries, progress=shown)
+        write_tracks(tracks, video, folder, config, stages)
+        scores = score_stage(config, folder, truth, video, tracker, data, stages)
+        loggers.results(plain(scores), folder / "overlay.mp4" if config.render else None, folder / CHECKPOINT)
     found = counts(data) if data else {}
     stages.save(folder / "summary.json", video=about(video), **found, points=len(tracks))
     written = ", ".join(sorted(path.name for path in folder.iterdir()))
@@ -249,18 +254,28 @@ def evaluate_command(config: DictConfig, _: Path) -> dict[str, Any]:
 
 
 def trackers_of(
-    config: DictConfig, folder: Path, video: Video, stages: Stages, truth: PointTruth = NO_TRUTH
+    config: DictConfig,
+    folder: Path,
+    video: Video,
+    stages: Stages,
+    truth: PointTruth = NO_TRUTH,
+    loggers: RunLoggers | None = None,
 ) -> tuple[VideoDataModule | None, Tracker]:
     """The tracker that `method=` names, and the data that it was fitted to, if it was."""
     if config.method.name not in UNFITTED:
-        return fit_stages(config, folder, video, stages, truth)
+        return fit_stages(config, folder, video, stages, truth, loggers)
     save_config(config, folder)
     with stages.stage("preprocess"):
         return None, unfitted_tracker(config, video, shown)
 
 
 def fit_stages(
-    config: DictConfig, folder: Path, video: Video, stages: Stages, truth: PointTruth = NO_TRUTH
+    config: DictConfig,
+    folder: Path,
+    video: Video,
+    stages: Stages,
+    truth: PointTruth = NO_TRUTH,
+    loggers: RunLoggers | None = None,
 ) -> tuple[VideoDataModule, DinoTracker]:
     """Preprocess and fit, measured; writes config and checkpoint."""
     with stages.stage("preprocess"):
@@ -268,7 +283,7 @@ def fit_stages(
     say(describe_data(data))
     save_config(config, folder)
     with stages.stage("fit"):
-        tracker = train(config, data, shown, folder)
+        tracker = train(config, data, shown, folder, loggers)
     tracker.save(folder / CHECKPOINT)
     return data, tracker
 

@@ -20,6 +20,9 @@ from dinotrack.structs import NO_TRUTH, PointTruth, Video
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.modules import DinoTrackerModule
 
+WATCHING = ("monitor", "pictures")
+"""Callbacks that log, and change nothing: no setting that a result depends on."""
+
 
 def config_folder() -> Path:
     """`conf/`: beside the package in a wheel, at the root of a source checkout."""

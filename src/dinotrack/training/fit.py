@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from jaxtyping import Bool
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -20,8 +21,9 @@ from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import Progress, shown, silent
 from dinotrack.structs import NO_TRUTH, PointTruth, Video, hash_of
 from dinotrack.training.callbacks import RebuildPairs, Resumable, StepProgress
-from dinotrack.training.config import compose_config, make_data, make_module, pick_device
+from dinotrack.training.config import WATCHING, compose_config, make_data, make_module, pick_device
 from dinotrack.training.datamodules import VideoDataModule
+from dinotrack.training.loggers import RunLoggers, unguarded
 from dinotrack.training.modules import DinoTrackerModule
 from dinotrack.training.stopping import RESUME, continue_metrics, read_metrics, read_resumable
 
@@ -80,13 +82,22 @@ def published_steps(frames: int, *, long: int = 250) -> int:
 
 
 def train(
-    config: DictConfig, data: VideoDataModule, progress: Progress = silent, folder: Path | None = None
+    config: DictConfig,
+    data: VideoDataModule,
+    progress: Progress = silent,
+    folder: Path | None = None,
+    loggers: RunLoggers | None = None,
 ) -> DinoTracker:
     """Fit the networks of a config to prepared data; loggers, and what a stopped fit needs to go on, write to `folder`.
+
+    Without `loggers` those of the config are closed when the fit ends.
 
     Raises:
         DinotrackError: when the fit diverges, is stopped by a signal, or cannot be resumed from what lies in `folder`.
     """
+    if loggers is None:
+        with RunLoggers(config, folder) as own:
+            return train(config, data, progress, folder, own)
     L.seed_everything(config.seed, verbose=False)
     module = make_module(config, data.backbone)
     module.delta.prepare(data.store.images, progress=progress)
@@ -115,8 +126,9 @@ def train(
         # Ours is: what it draws is part of a checkpoint.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         kept = read_metrics(folder, before) if folder and before else []
-        trainer = make_trainer(config, steps, callbacks, folder)
-        continue_metrics(trainer.logger, kept)
+        trainer = make_trainer(config, steps, callbacks, folder, loggers.open())
+        for logger in trainer.loggers:
+            continue_metrics(unguarded(logger), kept)
         trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
     return finish(module, data, float(config.memory))
 
@@ -124,7 +136,8 @@ def train(
 def resumable_settings(config: DictConfig, data: VideoDataModule, steps: int) -> dict[str, Any]:
     """What must be the same for a fit to go on, as dotted names and plain values."""
     whole: Any = OmegaConf.to_container(config, resolve=True)
-    nested = {name: whole[name] for name in ("method", "losses", "callbacks", "supervision", "seed")}
+    nested = {name: whole[name] for name in ("method", "losses", "supervision", "seed")}
+    nested["callbacks"] = {name: value for name, value in whole["callbacks"].items() if name not in WATCHING}
     about = {
         "video": data.video.content_hash,
         "masks": hash_of(data.store.masks),
@@ -154,13 +167,13 @@ def finish(module: DinoTrackerModule, data: VideoDataModule, memory: float) -> D
     return module.tracker(data, memory=memory)
 
 
-def make_trainer(config: DictConfig, steps: int, callbacks: list[L.Callback], folder: Path | None) -> L.Trainer:
+def make_trainer(
+    config: DictConfig, steps: int, callbacks: list[L.Callback], folder: Path | None, loggers: Sequence[Logger] = ()
+) -> L.Trainer:
     """Lightning's Trainer of a config."""
     quiet_lightning()
     device = pick_device(config.device)
-    options: dict[str, Any] = {"callbacks": callbacks, "logger": False, "max_steps": steps}
-    if "_target_" in config.logger and folder is not None:
-        options["logger"] = instantiate(config.logger, save_dir=str(folder))
+    options: dict[str, Any] = {"callbacks": callbacks, "logger": [*loggers] or False, "max_steps": steps}
     if config.trainer.deterministic == "auto":
         # On the CPU it costs nothing, and two runs are equal to the bit; on CUDA some backward passes have no such form.
         options["deterministic"] = device.type == "cpu"

@@ -1,11 +1,14 @@
 """Scores of networks in the midst of their fit."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from dinotrack.benchmark_metrics import flattened
 from dinotrack.evaluation import predict, score_tracks
+from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import silent
 from dinotrack.structs import PointTruth
 from dinotrack.training.datamodules import VideoDataModule
@@ -22,12 +25,20 @@ def spread(truth: PointTruth, most: int) -> PointTruth:
     return truth[torch.arange(count) * len(truth) // max(count, 1)]
 
 
-def score_module(module: "DinoTrackerModule", data: VideoDataModule, truth: PointTruth) -> dict[str, float]:
-    """The scores of a module in the midst of its fit, which goes on as if nothing had been asked."""
+@contextmanager
+def as_it_is(module: "DinoTrackerModule", data: VideoDataModule) -> Iterator[DinoTracker]:
+    """The tracker of a module in the midst of its fit, which goes on as if nothing had been asked."""
     training = {part: part.training for part in module.modules()}
-    tracker = module.tracker(data, progress=silent)
-    scores = flattened(score_tracks(truth, predict(tracker, truth, data.video.size)))
-    for part, mode in training.items():
-        part.training = mode
+    try:
+        yield module.tracker(data, progress=silent)
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def score_module(module: "DinoTrackerModule", data: VideoDataModule, truth: PointTruth) -> dict[str, float]:
+    """The scores of a module in the midst of its fit."""
+    with as_it_is(module, data) as tracker:
+        scores = flattened(score_tracks(truth, predict(tracker, truth, data.video.size)))
     kind = "badja" if len(truth.areas) else "tapvid"
     return {f"{kind}/{name}": scores[name] for name in LOGGED if name in scores}

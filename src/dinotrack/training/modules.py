@@ -29,7 +29,7 @@ from dinotrack.training.losses import (
     Step,
     first_step,
 )
-from dinotrack.training.rebuild import searched_batch
+from dinotrack.training.rebuild import searched_batch, searched_counts
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class DinoTrackerModule(L.LightningModule):
             if self.in_batch is not None:
                 search = (self.in_batch, self.data.generator, self.losses.reads)
                 batch = searched_batch(batch, refined, self.head, *search)
+                self.log_dict(searched_counts(batch, self.in_batch, self.losses.reads), batch_size=1)
             loss, terms = self.losses(Step(batch, refined, self.head), self.global_step, self.steps)
         self.check_finite(loss, terms)
         self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()}, batch_size=1)

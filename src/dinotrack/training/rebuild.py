@@ -2,9 +2,10 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dinotrack.correspondences import frame_pairs, searched_between
@@ -80,3 +81,22 @@ def searched_batch(
     between = [(int(i), int(j)) for i, j in batch.frame_pairs.tolist()]
     scale = batch.scale_constants
     return replace(batch, **find_pairs(features, head, batch.masks, between, search, generator, wanted, scale=scale))
+
+
+def consistent_share(
+    found: int, sources: Int[Tensor, " n"], masks: Bool[Tensor, "t h w"], search: PairSearch
+) -> Float[Tensor, ""]:
+    """Cycle-consistent points over the points that were tried: `search`'s shares of the mask of each source frame searched."""
+    foreground = masks.flatten(1).sum(1)
+    background = masks[0].numel() - foreground
+    tried = foreground.clamp(max=search.points_foreground) + background.clamp(max=search.points_background)
+    return found / tried[sources].sum().clamp(min=1)
+
+
+def searched_counts(batch: Batch, search: PairSearch, wanted: Collection[str]) -> dict[str, Any]:
+    """What is logged of a batch that was searched itself: pairs of each kind, and the cycle-consistent share."""
+    counts: dict[str, Any] = {f"batch/{name}": float(len(getattr(batch, name))) for name in wanted}
+    if "cycle" in wanted:
+        share = consistent_share(len(batch.cycle), batch.frame_pairs[:, 0], batch.masks, search)
+        counts["pairs/cycle_share"] = share
+    return counts

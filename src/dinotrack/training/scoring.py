@@ -26,7 +26,7 @@ def is_synthetic(video: Video) -> bool:
 
 def truth_of(config: DictConfig, video: Video) -> PointTruth:
     """The ground truth of a run's video, before its long part, so that a wrong file fails at once; empty where there is none."""
-    if config.truth:
+    if config.get("truth"):
         return truth_of_joints(video, config.truth)
     if is_synthetic(video):
         return truth_of_clip(open_synthetic(video.path, start=video.start, stop=video.start + len(video)))
