@@ -23,7 +23,8 @@ from dinotrack.trackers import check_queries
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.loggers import in_a_line, show_picture, shows_pictures
 from dinotrack.training.midway import as_it_is
-from dinotrack.visualization import SHIFT, draw_tracks, enlarge, opencv_points
+from dinotrack.visualization import draw_tracks, enlarge, opencv_points
+from dinotrack.visualization.pen import SHIFT
 
 if TYPE_CHECKING:
     from dinotrack.training.modules import DinoTrackerModule
