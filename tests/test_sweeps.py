@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +259,7 @@ def test_a_folder_without_jobs_and_a_damaged_record_get_one_line(
 def test_without_matplotlib_the_tables_are_written_and_the_extra_is_named(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     jobs = [Job(str(n), {"x": n}, scores={"aj": float(n)}) for n in (1, 2)]
     monkeypatch.setattr("dinotrack.training.sweep_report.read_jobs", lambda folder: jobs)
     assert report_of(swept, "--output", str(tmp_path / "out")) == 2
@@ -345,6 +347,11 @@ def test_an_objective_needs_ground_truth_and_a_name_that_exists(
 # --- whole sweeps -----------------------------------------------------------------------------------------------------
 
 
+def dinotrack(*words: str) -> None:
+    """The command in a process of its own: what the tests' import hook wraps cannot be sent to a launcher's processes."""
+    subprocess.run([sys.executable, "-m", "dinotrack", *words], check=True)
+
+
 @pytest.mark.slow
 def test_three_by_two_twice_and_by_joblib(tmp_path: Path) -> None:
     """The second time builds nothing; two jobs side by side give the same numbers to the bit."""
@@ -357,7 +364,7 @@ def test_three_by_two_twice_and_by_joblib(tmp_path: Path) -> None:
     cli.main(["fit", *words, f"hydra.sweep.dir={tmp_path / 'second'}"])
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == built
     own = [f"hydra.sweep.dir={tmp_path / 'joblib'}", f"cache_dir={tmp_path / 'other'}"]
-    cli.main(["fit", *words[:-1], *own, "hydra/launcher=local"])
+    dinotrack("fit", *words[:-1], *own, "hydra/launcher=local")
     for number in range(6):
         kept = [(tmp_path / name / str(number) / "metrics.json").read_bytes() for name in ("first", "second", "joblib")]
         assert kept[0] == kept[1] == kept[2]
@@ -368,7 +375,7 @@ def test_three_by_two_twice_and_by_joblib(tmp_path: Path) -> None:
 def test_submitit_runs_the_jobs_of_a_sweep(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="submitit is an extra")
     options = ["hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path / 'it'}", f"cache_dir={tmp_path / 'cache'}"]
-    cli.main(["fit", "-m", *TINY, "losses.best_buddy.weight=1e-4,25e-5", *options])
+    dinotrack("fit", "-m", *TINY, "losses.best_buddy.weight=1e-4,25e-5", *options)
     assert [job.status for job in read_jobs(tmp_path / "it")] == ["done", "done"]
     assert list((tmp_path / "it" / ".submitit").glob("*/*_log.out"))
 
