@@ -150,12 +150,16 @@ def tell_where(run: "Run", why: str, *, expected: bool) -> None:
     log.log(logging.INFO if expected or not why else logging.WARNING, "%s", line)
 
 
+UNNAMED = ("cache_dir=", "logger", "swept=", "layers=", "facets=", "threads=")
+"""Overrides of a job that say nothing of what is tried."""
+
+
 def named(save_dir: str, name: str | None, group: str | None) -> dict[str, str | None]:
     """Name and group of a run: in a sweep its overrides and the sweep's folder."""
     folder = Path(save_dir).absolute().name
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         hydra = HydraConfig.get()
-        words = [word for word in hydra.overrides.task if not word.startswith(("cache_dir=", "logger"))]
+        words = [word for word in hydra.overrides.task if not word.startswith(UNNAMED)]
         folder, group = " ".join(words) or folder, group or str(hydra.sweep.dir)
     return {"name": (name or folder)[:LONGEST], "group": group[-LONGEST:] if group else None}
 
