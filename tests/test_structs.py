@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import dinotrack.structs
 from dinotrack.errors import DinotrackError
-from dinotrack.preprocessing import Masks
+from dinotrack.feature_pass import Masks
 from dinotrack.structs import FeatureMap, Pairs, PairTable, TensorStruct, Tracklets, Tracks, Video, write_atomically
 
 
