@@ -41,8 +41,9 @@ format: install  ## format and fix
 results: install  ## measure again what the README prints; needs the clips of ../shared/data
 	$(BIN)/python scripts/results.py demo horsejump horsejump_without_masks cat paragliding
 
-pictures: install  ## the pictures of docs/pictures.md; needs the clips of ../shared/data
+pictures: install  ## the pictures of docs/pictures.md and docs/viewer.md; needs the clips of ../shared/data, the latter Chromium
 	$(BIN)/python scripts/pictures.py
+	$(BIN)/python scripts/screenshots.py
 
 golden: install  ## compare the golden run, experiment=tiny, with tests/golden
 	$(BIN)/python scripts/golden.py

@@ -73,7 +73,7 @@ def measure(name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         options = [f"hydra.run.dir={folder}", f"cache_dir={Path(scratch) / 'cache'}"]
-        subprocess.run([Path(sys.executable).parent / "dinotrack", *JOBS[name], *options], check=True)
+        subprocess.run([Path(sys.executable).parent / "dinotrack", *JOBS[name], "logger=csv", *options], check=True)
         kept: dict[str, Any] = {"command": ["dinotrack", *(show(word) for word in JOBS[name])], "commit": commit()}
         first = folder / "seed-0" if name == "demo" else folder
         for file in ("demo.json", "metrics.json", "summary.json"):

@@ -33,7 +33,7 @@ def measure() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         run, cache = Path(scratch) / "run", Path(scratch) / "cache"
         options = [f"hydra.run.dir={run}", f"cache_dir={cache}"]
-        subprocess.run([sys.executable, "-m", "dinotrack", *WORDS, *options], check=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-m", "dinotrack", *WORDS, "logger=csv", *options], check=True, cwd=ROOT)
         summary = json.loads((run / "summary.json").read_text())
         entries = {path.name.split("-")[0]: path.stat().st_size for path in cache.rglob("*.safetensors")}
         files = {path.name: path.stat().st_size for path in run.iterdir() if path.is_file()}

@@ -5,6 +5,7 @@ python scripts/screenshots.py viewer   # one job; every job is in JOBS
 """
 
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,8 +38,11 @@ def save(picture: Image.Image, name: str) -> None:
     raise SystemExit(f"{name}: {buffer.tell()} bytes at quality {quality}; make the picture smaller")
 
 
+QUIET = {**os.environ, "WANDB_MODE": "disabled"}
+
+
 def dinotrack(*arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "dinotrack", *map(str, arguments)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "dinotrack", *map(str, arguments)], check=True, cwd=ROOT, env=QUIET)
 
 
 def viewer() -> None:

@@ -6,6 +6,7 @@ python scripts/sweeps.py           # only write the page's table from what is ke
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,9 @@ EXACT = ("delta_avg", "oa", "aj", "loss/total")
 
 
 def dinotrack(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "dinotrack", *words], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "dinotrack", *words], check=True, env={**os.environ, "WANDB_MODE": "disabled"}
+    )
 
 
 def measure() -> None:

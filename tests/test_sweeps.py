@@ -149,6 +149,7 @@ def test_a_plugin_that_is_not_there_is_named_with_its_extra(monkeypatch: pytest.
         (["videos=nowhere"], "no clips in nowhere"),
         (["videos=nowhere", "video=x"], "in place of video="),
         (["videos=tests/*.py", "masks=m"], "masks=m is of one video, videos=tests/*.py are"),
+        (["videos=tests/*.py", "queries=points.csv"], "queries=points.csv is of one video, videos=tests/*.py are"),
     ],
 )
 def test_wrong_words_get_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

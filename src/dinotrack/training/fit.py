@@ -23,7 +23,7 @@ from dinotrack.structs import NO_TRUTH, PointTruth, Video, hash_of
 from dinotrack.training.callbacks import RebuildPairs, Resumable, StepProgress
 from dinotrack.training.config import WATCHING, compose_config, make_data, make_module, pick_device
 from dinotrack.training.datamodules import VideoDataModule
-from dinotrack.training.loggers import RunLoggers, unguarded
+from dinotrack.training.loggers import Guarded, RunLoggers
 from dinotrack.training.modules import DinoTrackerModule
 from dinotrack.training.stopping import RESUME, continue_metrics, read_metrics, read_resumable
 
@@ -128,7 +128,8 @@ def train(
         kept = read_metrics(folder, before) if folder and before else []
         trainer = make_trainer(config, steps, callbacks, folder, loggers.open())
         for logger in trainer.loggers:
-            continue_metrics(unguarded(logger), kept)
+            if isinstance(logger, Guarded):
+                logger.do(lambda inner: continue_metrics(inner, kept))
         trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
     return finish(module, data, float(config.memory))
 

@@ -134,13 +134,19 @@ def one_video_a_job(command: str, words: Sequence[str]) -> list[str]:
     if command not in OF_VIDEOS or len(asked) > 1 or any(word.startswith("video=") for word in words):
         raise DinotrackError(f"{asked[-1]}: expected once, in place of video=, and for {', '.join(OF_VIDEOS)}")
     names = [quoted(str(path)) for path in clips_of(asked[0].removeprefix("videos=").strip("'\""))]
-    of_one = [word for word in words if word.startswith(("masks=", "truth="))]
+    of_one = [word for word in words if word.startswith(("masks=", "truth=")) or is_query_file(word)]
     if of_one and len(names) > 1:
         raise DinotrackError(
             f"{of_one[0]} is of one video, {asked[0]} are {len(names)}; start those that have one on their own"
         )
     listed = f"video={','.join(names)}"
     return [listed if word == asked[0] else word for word in words]
+
+
+def is_query_file(word: str) -> bool:
+    """Whether a word names points of one video, not a grid that any video has."""
+    name, _, value = word.partition("=")
+    return name == "queries" and Path(value.strip("'\"")).suffix.lower() in (".csv", ".json", ".npy", ".npz", ".txt")
 
 
 def quoted(text: str) -> str:
