@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinotrack.geometry import resample
 from dinotrack.layers import BatchNorm, BlurPool
 from dinotrack.networks import DeltaDino
+from dinotrack.structs import Grid
 from dinotrack.winograd import Conv5x5, Convolution, transforms
 
 SIZES = [(5, 5), (9, 14), (16, 16), (23, 30)]
@@ -138,3 +140,19 @@ def test_a_training_step_keeps_one_array_less_for_blur_and_relu(rng: torch.Gener
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         delta.layers[:4](images)
     assert sum(size >= 2 * 32 * 96 * 96 * 4 for size in kept.values()) == 2
+
+
+def test_resampling_stays_in_float32_under_autocast(rng: torch.Generator) -> None:
+    maps = torch.randn(1, 8, 10, 12, generator=rng)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = resample(maps, Grid(8.0, 0.5), Grid(7.0, 7.0), 9, 11)
+    assert torch.equal(found, resample(maps, Grid(8.0, 0.5), Grid(7.0, 7.0), 9, 11))
+
+
+def test_a_second_derivative_is_refused(rng: torch.Generator) -> None:
+    images, weight = (torch.randn(*shape, generator=rng).requires_grad_() for shape in ((1, 4, 12, 12), (6, 4, 5, 5)))
+    found = Convolution.apply(images, weight, torch.zeros(6), 1)
+    assert isinstance(found, Tensor)
+    (first,) = torch.autograd.grad(found.square().sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -53,7 +53,8 @@ def ambiguity(
     """r_ij = s_2 / s_1 of §3: the second highest peak over the highest, after non-maximum suppression [C].
 
     Of the `candidates` highest similarities the second peak is the highest whose box (`side` pixels, around `xy`) overlaps the
-    first one's by an IoU of at most `overlap`; with none there is no ambiguity and r is 0. This equals greedy suppression. To be
+    first one's by an IoU of at most `overlap`; with none there is no ambiguity and r is 0. This equals greedy suppression
+    but for ties with the last candidate. To be
     among the highest is to be exceeded by few, which is counted faster than they are sorted.
     """
     first, peak = similarities.max(1)

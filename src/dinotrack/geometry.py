@@ -145,16 +145,20 @@ def resample(
     `grid_sample` adds its gradient up cell by cell.
     """
     rows, columns = (
-        linear_weights(count, source, target, cells).to(maps)
+        linear_weights(count, source, target, cells, maps.device).to(maps.dtype)
         for count, cells in ((maps.shape[2], height), (maps.shape[3], width))
     )
-    return (rows @ (columns @ maps.movedim(1, 3)).flatten(2)).unflatten(2, (width, -1)).movedim(3, 1)
+    with torch.autocast(maps.device.type, enabled=False):  # it would round positions' weights to half precision
+        return (rows @ (columns @ maps.movedim(1, 3)).flatten(2)).unflatten(2, (width, -1)).movedim(3, 1)
 
 
-def linear_weights(count: int, source: Grid, target: Grid, cells: int) -> Float[Tensor, "cells count"]:
+def linear_weights(
+    count: int, source: Grid, target: Grid, cells: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "cells count"]:
     """What each of `count` cells of an axis of grid `source` gives to each of the `cells` of `target`; outermost ones beyond."""
-    index = ((torch.arange(cells, dtype=torch.float64) * target.stride + target.offset) - source.offset) / source.stride
-    distance = index.clamp(0, count - 1)[:, None] - torch.arange(count, dtype=torch.float64)
+    double = {"dtype": torch.float64, "device": device}
+    index = ((torch.arange(cells, **double) * target.stride + target.offset) - source.offset) / source.stride
+    distance = index.clamp(0, count - 1)[:, None] - torch.arange(count, **double)
     return (1 - distance.abs()).clamp(min=0).float()
 
 

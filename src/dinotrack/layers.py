@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class BlurPool(nn.Module):
@@ -59,9 +60,13 @@ class BatchNorm(nn.BatchNorm2d):
     parts are added up pairwise, and their sums in double precision.
     """
 
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.compiler.is_compiling()
-        if not (self.training and plain and input.is_contiguous(memory_format=torch.channels_last)):
+        several = input.numel() > input.shape[1]  # of one value there is no variance, which PyTorch says best
+        if not (self.training and plain and several and input.is_contiguous(memory_format=torch.channels_last)):
             return super().forward(input)
         result, mean, variance = Normalisation.apply(input, self.weight, self.bias, self.eps)  # type: ignore[misc]
         self.track(mean, variance, input.numel() / len(mean))
@@ -94,6 +99,7 @@ class Normalisation(torch.autograd.Function):
         return result, mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         maps, weight, mean, slope = ctx.saved_tensors
         rows, of_result = as_rows(maps), as_rows(gradient)
