@@ -155,8 +155,9 @@ def beyond(rows: list[dict[str, Any]]) -> list[str]:
     for stage, goal in BEYOND.items():
         if {stage, "delta_dino_step"} <= seconds.keys():
             more = seconds[stage] - seconds["delta_dino_step"]
+            amount = f"{more:.2f} s" if more > 0 else "less than the noise (the two are timed one after the other)"
             lines.append(
-                f"- {stage}: {more:.2f} s beyond Delta-DINO itself; goal {goal} s{'' if more <= goal else ': MISSED'}"
+                f"- {stage}: {amount} beyond Delta-DINO itself; goal {goal} s{'' if more <= goal else ': MISSED'}"
             )
     return lines
 

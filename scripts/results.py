@@ -43,13 +43,6 @@ FAST = {
     "150": ["experiment=demo_fast", "steps=150", "method.module.decay_every=10", "callbacks.rebuild.every=50"],
     "75 (`demo_fast`)": ["experiment=demo_fast"],
     "38": ["experiment=demo_fast", "steps=38", "method.module.decay_every=3", "callbacks.rebuild.every=13"],
-    "75, late losses from a quarter of the run on": [
-        "experiment=demo_fast",
-        "losses.refined_best_buddy.start=0.25",
-        "losses.cycle.start=0.25",
-    ],
-    "75, minibatches of 8 frames": ["experiment=demo_fast", "method.batch.frames_per_set=4"],
-    "75, every 2nd frame": ["experiment=demo_fast", "method.batch.every=2"],
 }
 """Settings of the curve of quality against seconds, on benchmark.subset=four."""
 METHODS = ("raw_features", "flow_chain", "dino_tracker")
