@@ -5,6 +5,8 @@ bottom-right corner of a frame at (W, H). Only this module knows of half pixels,
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,8 +150,13 @@ def resample(
         linear_weights(count, source, target, cells, maps.device).to(maps.dtype)
         for count, cells in ((maps.shape[2], height), (maps.shape[3], width))
     )
-    with torch.autocast(maps.device.type, enabled=False):  # it would round positions' weights to half precision
+    with without_autocast(maps.device.type):  # it would round the weights to half precision
         return (rows @ (columns @ maps.movedim(1, 3)).flatten(2)).unflatten(2, (width, -1)).movedim(3, 1)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Full precision for what stands below, also on devices that have no autocast."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def linear_weights(
