@@ -15,6 +15,7 @@ from dinotrack.refined_pairs import PairSearch
 from dinotrack.structs import FeatureMap, PairTable, Tracklets
 from dinotrack.training.batch import Batch, BatchSettings, Store
 from dinotrack.training.rebuild import rebuilt_tables
+from dinotrack.training.tracklet_table import TrackletTable
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ class Inputs:
         store = Store(
             self.frames,
             self.features,
-            self.tracklets,
-            first[:, 0] < self.size.width / 3,
+            TrackletTable(self.tracklets.to("cpu"), (first[:, 0] < self.size.width / 3).cpu()),
             self.best_buddies,
             empty,
             empty,
@@ -168,7 +168,7 @@ class Inputs:
 
         generator = torch.Generator().manual_seed(self.seed)
         tables = rebuilt_tables(store, self.delta, self.head, self.search, generator, {"refined", "cycle"}, count=20)
-        return replace(store, **{name: table.to(self.device) for name, table in tables.items()})
+        return replace(store, **tables)
 
     @cached_property
     def search(self) -> PairSearch:

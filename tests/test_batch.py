@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dinotrack.structs import FeatureMap, Pairs, PairTable, Tracklets
 from dinotrack.training.batch import Batch, BatchSettings, Store, draw_frame_pairs, draw_pairs
+from dinotrack.training.tracklet_table import TrackletTable
 
 SIZE = (56, 42)
 
@@ -42,8 +43,7 @@ def make_store(frames: int = 12, foreground: float = 0.5, tracklets: int = 300, 
     return Store(
         images=images,
         features=FeatureMap(values, 7.0, 7.0, SIZE),
-        tracklets=random_tracklets(tracklets, frames, rng),
-        on_foreground=torch.rand(tracklets, generator=rng) < foreground,
+        flow=TrackletTable(random_tracklets(tracklets, frames, rng), torch.rand(tracklets, generator=rng) < foreground),
         best_buddies=random_table(pairs, frames, rng),
         refined=random_table(pairs, frames, rng),
         cycle=PairTable.empty(frames),
@@ -82,7 +82,7 @@ def test_frames_are_few_different_and_carry_their_images_and_features(frames: in
 @pytest.mark.parametrize("frames", [12, 5, 3, 2])
 def test_flow_pairs_join_two_frames_of_one_tracklet(frames: int) -> None:
     store = make_store(frames)
-    known = positions(store.tracklets)
+    known = positions(store.flow.tracklets)
     for batch in draws(store, 10):
         flow = batch.flow
         assert len(flow) == 512 and (flow.source != flow.target).all() and (flow.weight == 1).all()
@@ -91,7 +91,7 @@ def test_flow_pairs_join_two_frames_of_one_tracklet(frames: int) -> None:
             ends = [known[tuple(xy[n].tolist())] for xy in (flow.source_xy, flow.target_xy)]
             assert ends[0][0] == ends[1][0]
             assert [end[1] for end in ends] == [int(batch.frames[k]) for k in (flow.source[n], flow.target[n])]
-            shares.append(bool(store.on_foreground[ends[0][0]]))
+            shares.append(bool(store.flow.foreground[ends[0][0]]))
         assert sum(shares) == 256
         assert 0.3 < (flow.source < flow.target).float().mean() < 0.7  # in either direction
 
@@ -101,7 +101,8 @@ def test_flow_pairs_are_spread_over_tracklets_and_frames() -> None:
     store = make_store(4, tracklets=6)
     long = torch.full((6,), 4, dtype=torch.int32)
     xy = torch.rand(24, 2)
-    store = replace(store, tracklets=Tracklets(torch.zeros_like(long), long, long, xy, SIZE))
+    tracklets = Tracklets(torch.zeros_like(long), long, long, xy, SIZE)
+    store = replace(store, flow=replace(store.flow, tracklets=tracklets))
     counts = torch.zeros(4, 4)
     for batch in draws(store, 20):
         counts.index_put_((batch.flow.source, batch.flow.target), torch.ones(()), accumulate=True)
@@ -112,10 +113,12 @@ def test_flow_pairs_are_spread_over_tracklets_and_frames() -> None:
 
 def test_dropped_positions_supervise_nothing() -> None:
     store = make_store(12)
-    known = positions(store.tracklets)
-    dropped = torch.arange(len(store.tracklets.xy)) % 3 == 1
-    store = replace(store, tracklets=replace(store.tracklets, dropped=dropped))
-    out = {tuple(xy) for xy in store.tracklets.xy[dropped].tolist()}
+    tracklets = store.flow.tracklets
+    known = positions(tracklets)
+    dropped = torch.arange(len(tracklets.xy)) % 3 == 1
+    table = replace(store.flow, tracklets=replace(tracklets, dropped=dropped))
+    store = replace(store, flow=table)
+    out = {tuple(xy) for xy in tracklets.xy[dropped].tolist()}
     sizes = set()
     for batch in draws(store, 10):
         for xy in (*batch.flow.source_xy.tolist(), *batch.flow.target_xy.tolist()):
@@ -136,29 +139,33 @@ def test_frame_sets_are_redrawn_until_two_tracklets_lie_on_them(kind: bool) -> N
     store, settings = make_store(40, tracklets=10), BatchSettings(draws=300)
     start, length = torch.full((10,), 3, dtype=torch.int32), torch.full((10,), 4, dtype=torch.int32)
     tracklets = Tracklets(start, length, length, torch.rand(40, 2), SIZE)
-    store = replace(store, tracklets=tracklets, on_foreground=torch.arange(10) < 5)
+    store = replace(store, flow=TrackletTable(tracklets, torch.arange(10) < 5))
     for seed in range(20):
         frames, eligible = store.frames_with_tracklets(kind, settings, torch.Generator().manual_seed(seed))
         assert len(frames) == 4 and frames.tolist() == sorted(frames.tolist())
-        assert eligible.tolist() == ([0, 1, 2, 3, 4] if kind else [5, 6, 7, 8, 9])
+        assert eligible == 5
         assert sum(3 <= t <= 6 for t in frames.tolist()) >= 2
-    hopeless = replace(store, tracklets=replace(tracklets, length=torch.ones_like(length)))
+    short = replace(tracklets, length=torch.ones_like(length))
+    hopeless = replace(store, flow=replace(store.flow, tracklets=short))
     frames, eligible = hopeless.frames_with_tracklets(kind, settings, torch.Generator().manual_seed(0))
-    assert len(frames) == 4 and len(eligible) == 0  # after a bounded number of draws
+    assert len(frames) == 4 and eligible == 0  # after a bounded number of draws
 
 
 def test_eligible_tracklets_are_those_with_two_chosen_frames(rng: torch.Generator) -> None:
     store = make_store(12, tracklets=200)
     for seed in range(20):
         chosen, eligible = store.frames_with_tracklets(True, BatchSettings(), torch.Generator().manual_seed(seed))
+        table = store.flow
+        spans = zip(table.tracklets.start.tolist(), table.tracklets.length.tolist(), strict=True)
         expected = []
-        for n, (start, length) in enumerate(
-            zip(store.tracklets.start.tolist(), store.tracklets.length.tolist(), strict=True)
-        ):
+        for n, (start, length) in enumerate(spans):
             on = sum(start <= t < start + length for t in chosen.tolist())
-            if on >= 2 and store.on_foreground[n]:
+            if on >= 2 and table.foreground[n]:
                 expected.append(n)
-        assert eligible.tolist() == expected
+        assert eligible == len(expected)
+        drawn = table.draw(chosen, True, 20 * len(expected), rng)
+        known = positions(table.tracklets)
+        assert {known[tuple(xy)][0] for xy in drawn.source_xy.tolist()} == set(expected)
 
 
 def rows_by_weight(table: PairTable) -> dict[float, int]:

@@ -110,7 +110,7 @@ class FittedRun:
         config.device = str(self.raw.values.device)
         config.cache_dir = str(self.cache) if self.cache else config.cache_dir
         data = prepare(config, replace(self.video, masks=self.given_masks()), shown)
-        return data.store.tracklets.to("cpu")
+        return data.store.flow.tracklets
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,19 +1,24 @@
 """A minibatch of at most 8 frames and how it is drawn (method §5)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable, TensorStruct, Tracklets
+from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable, TensorStruct
+from dinotrack.training.tracklet_table import TrackletTable
 
 NO_FRAMES = torch.zeros(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
 class Batch(TensorStruct):
-    """Frames with what supervises them; `source` and `target` of the pairs number the batch's frames, not the video's."""
+    """Frames with what supervises them; `source` and `target` of the pairs number the batch's frames, not the video's.
+
+    Images, features and masks are on the training device. Pairs stay on the CPU, where they are drawn and grouped, so that a step
+    never waits for the device to say how many there are; `send` takes there what the losses compare.
+    """
 
     frames: Int[Tensor, " b"]
     images: UInt8[Tensor, "b 3 h w"]
@@ -50,21 +55,33 @@ class BatchSettings:
     """Only every so many-th frame trains ([P] Table 4)."""
 
 
+def send(values: Shaped[Tensor, "..."], device: torch.device) -> Shaped[Tensor, "..."]:
+    """The tensor on `device`; on its way to a GPU from memory that nobody has to wait for."""
+    on_the_way = values.pin_memory() if device.type == "cuda" and not values.is_cuda else values
+    return on_the_way.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Store(TensorStruct):
-    """What minibatches are drawn from, on the training device. Sampling is arithmetic on intervals and gathers."""
+    """What minibatches are drawn from: images, features and masks on the training device, what is sampled on the CPU.
+
+    Drawing is arithmetic on a few numbers and gathers.
+    """
 
     images: UInt8[Tensor, "t 3 h w"]
     features: FeatureMap
-    tracklets: Tracklets
-    on_foreground: Bool[Tensor, " n"]
-    """Whether each tracklet starts on the foreground."""
+    flow: TrackletTable
     best_buddies: PairTable
     refined: PairTable
     cycle: PairTable
     masks: Bool[Tensor, "t h w"]
     """Foreground, at working resolution."""
     scale_constants: bool = True
+
+    def to(self, device: torch.device | str) -> "Store":
+        """Images, features and masks on `device`; the tables stay on the CPU."""
+        moved = {name: getattr(self, name).to(device) for name in ("images", "features", "masks")}
+        return replace(self, **moved)
 
     def draw(self, settings: BatchSettings, generator: torch.Generator) -> Batch:
         """A minibatch by random numbers from `generator` (a CPU one)."""
@@ -74,18 +91,17 @@ class Store(TensorStruct):
         frames = torch.cat([foreground, background]).unique()
         half = settings.flow_pairs // 2
         of_flow = [
-            self.flow_pairs(foreground, on_foreground, half if len(on_background) else 2 * half, generator),
-            self.flow_pairs(background, on_background, half if len(on_foreground) else 2 * half, generator),
+            self.flow.draw(foreground, True, half if on_background else 2 * half, generator),
+            self.flow.draw(background, False, half if on_foreground else 2 * half, generator),
         ]
         between = draw_frame_pairs(frames, settings.frame_pairs, generator)
-        device = self.images.device
         tables = (self.best_buddies, self.refined, self.cycle)
         pairs = [
-            Pairs.cat(of_flow, device),
+            Pairs.cat(of_flow),
             *(draw_pairs(table, within(between, frames, table, generator), settings, generator) for table in tables),
         ]
-        index = frames.to(device)
-        flow, best_buddies, refined, cycle = (renumber(part, index) for part in pairs)
+        flow, best_buddies, refined, cycle = (renumber(part, frames) for part in pairs)
+        index = send(frames, self.images.device)
         return Batch(
             frames=index,
             images=self.images[index],
@@ -107,17 +123,15 @@ class Store(TensorStruct):
         settings: BatchSettings,
         generator: torch.Generator,
         given: Int[Tensor, " g"] = NO_FRAMES,
-    ) -> tuple[Int[Tensor, " f"], Int[Tensor, " k"]]:
-        """A random set of frames with those `given`, sorted, and the tracklets of the class on which at least two of them lie."""
+    ) -> tuple[Int[Tensor, " f"], int]:
+        """A random set of frames with those `given`, sorted, and how many tracklets of the class are eligible for it."""
         available = torch.arange(0, len(self.images), settings.every)
-        kind = self.on_foreground == foreground
-        chosen, eligible = available[:0], torch.zeros(0, dtype=torch.long)
+        chosen, eligible = available[:0], 0
         for _ in range(settings.draws):
             shuffled = available[torch.randperm(len(available), generator=generator)]
             chosen = torch.cat([given, shuffled[~torch.isin(shuffled, given)]])[: settings.frames_per_set].sort().values
-            first, last = self.frames_on(chosen)
-            eligible = torch.nonzero(kind & (last - first >= 2)).squeeze(1)
-            if len(eligible) >= 2:
+            eligible = self.flow.eligible(chosen, foreground)
+            if eligible >= 2:
                 break
         return chosen, eligible
 
@@ -132,34 +146,6 @@ class Store(TensorStruct):
         if not len(known):
             return NO_FRAMES
         return known[int(torch.randint(len(known), (), generator=generator))]
-
-    def frames_on(self, chosen: Int[Tensor, " f"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-        """Of each tracklet, the numbers in sorted `chosen` of the first frame on it and of the first one past it."""
-        position = torch.searchsorted(chosen, torch.arange(len(self.images) + 1)).to(self.images.device)
-        start = self.tracklets.start.long()
-        return position[start], position[start + self.tracklets.length.long()]
-
-    def flow_pairs(
-        self, chosen: Int[Tensor, " f"], eligible: Int[Tensor, " k"], count: int, generator: torch.Generator
-    ) -> Pairs:
-        """Pairs of positions on random eligible tracklets: two different chosen frames, in a random direction.
-
-        Where the drift check dropped single positions [P], pairs that have one are left out.
-        """
-        if not len(eligible):
-            return Pairs.empty(self.images.device)
-        u = torch.rand(3, count, generator=generator).to(self.images.device)
-        index = eligible[(u[0] * len(eligible)).long().clamp(max=len(eligible) - 1)]
-        first, last = (edge[index] for edge in self.frames_on(chosen))
-        number = last - first
-        a = torch.minimum((u[1] * number).long(), number - 1)
-        b = torch.minimum((u[2] * (number - 1)).long(), number - 2)
-        b = b + (b >= a)
-        on_device = chosen.to(index.device)
-        source, target = on_device[first + a], on_device[first + b]
-        xy = (self.tracklets.at(index, source), self.tracklets.at(index, target))
-        kept = self.tracklets.supervises(index, source) & self.tracklets.supervises(index, target)
-        return Pairs(source, target, *xy, torch.ones(count, device=index.device))[kept]
 
 
 def draw_frame_pairs(frames: Int[Tensor, " b"], count: int, generator: torch.Generator) -> list[tuple[int, int]]:
@@ -191,8 +177,8 @@ def draw_pairs(
         for foreground, most in ((True, settings.pairs_foreground), (False, settings.pairs_background)):
             rows = table.between(source, target, foreground)
             picked = rows.start + torch.randperm(rows.stop - rows.start, generator=generator)[:most]
-            parts.append(table.pairs[picked.to(table.source.device)])
-    return Pairs.cat(parts, table.source.device)
+            parts.append(table.pairs[picked])
+    return Pairs.cat(parts)
 
 
 def renumber(pairs: Pairs, frames: Int[Tensor, " b"]) -> Pairs:

@@ -314,7 +314,7 @@ def counts(data: VideoDataModule) -> dict[str, Any]:
     return {
         "working_size": list(store.features.size),
         "tokens": list(store.features.values.shape[2:]),
-        "tracklets": len(store.tracklets),
+        "tracklets": len(store.flow),
         "best_buddies": len(store.best_buddies.source) // 2,  # the table holds both directions
     }
 

@@ -17,6 +17,7 @@ from dinotrack.preprocessing import Preprocessed, Supervision, preprocess
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import NO_TRUTH, PairTable, PointTruth, Video
 from dinotrack.training.batch import Batch, BatchSettings, Store
+from dinotrack.training.tracklet_table import TrackletTable
 
 
 class Minibatches(Dataset[Batch]):
@@ -108,8 +109,7 @@ class VideoDataModule(L.LightningDataModule):
         self.store = Store(
             images=done.frames,
             features=done.features,
-            tracklets=done.tracklets,
-            on_foreground=look_up(done.masks, starts, first, done.features.size),
+            flow=TrackletTable(done.tracklets, look_up(done.masks, starts, first, done.features.size)),
             best_buddies=done.best_buddies,
             refined=PairTable.empty(len(done.frames)),
             cycle=PairTable.empty(len(done.frames)),
@@ -119,11 +119,8 @@ class VideoDataModule(L.LightningDataModule):
 
     def replace_tables(self, refined: PairTable | None = None, cycle: PairTable | None = None) -> None:
         """Serve other refined best buddies or cycle-consistent pairs from the next minibatch on."""
-        device = self.store.images.device
         tables = {"refined": refined, "cycle": cycle}
-        self.store = replace(
-            self.store, **{name: table.to(device) for name, table in tables.items() if table is not None}
-        )
+        self.store = replace(self.store, **{name: table for name, table in tables.items() if table is not None})
 
     def train_dataloader(self) -> DataLoader[Batch]:
         if self.trainer is not None:
@@ -135,9 +132,13 @@ class VideoDataModule(L.LightningDataModule):
         own = torch.Generator()
         return DataLoader(Minibatches(self, steps), batch_size=None, num_workers=0, generator=own)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """As it is: the store is on the training device, and the pairs of a minibatch stay on the CPU."""
+        return batch
+
     def state_dict(self) -> dict[str, Any]:
         """The random state and the pairs that were found during the fit, as plain tensors."""
-        tables = {name: getattr(self.store, name).to("cpu") for name in ("refined", "cycle")}
+        tables = {name: getattr(self.store, name) for name in ("refined", "cycle")}
         columns = {name: {f.name: getattr(table, f.name) for f in fields(table)} for name, table in tables.items()}
         return {"generator": self.generator.get_state(), **columns}
 

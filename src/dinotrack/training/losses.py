@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from dinotrack.equations import contrastive_loss, cubed, position_loss, priors, unit
@@ -14,7 +14,7 @@ from dinotrack.errors import DinotrackError
 from dinotrack.geometry import constant_scale, corners, nearest_cell, normalise
 from dinotrack.networks import TrackerHead
 from dinotrack.structs import Pairs
-from dinotrack.training.batch import Batch
+from dinotrack.training.batch import Batch, send
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,32 @@ class Step:
 
     def tokens(self, frame: Int[Tensor, " n"], cell: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
         """Features of tokens, at unit length."""
-        return unit(self.rows.flatten(0, 1).index_select(0, frame * self.rows.shape[1] + cell))
+        return unit(self.gather(frame * self.rows.shape[1] + cell))
+
+    def gather(self, row: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
+        """Refined features of tokens that are numbered over all frames of the batch."""
+        return self.rows.flatten(0, 1).index_select(0, self.send(row))
 
     def locate(self, pairs: Pairs) -> Float[Tensor, "n 2"]:
         """Π(x^i, j): where the head finds each pair's source in its target frame, at working resolution."""
         grid, scale = self.batch.grid, constant_scale(self.batch.size) if self.batch.scale_constants else 1.0
         height, width = self.refined.shape[2:]
-        cells, weights = corners(pairs.source_xy, grid, height, width)
-        rows = self.rows.flatten(0, 1).index_select(0, (cells + pairs.source[:, None] * (height * width)).flatten())
-        wanted = unit(torch.einsum("nk,nkc->nc", weights, rows.view(*cells.shape, self.refined.shape[1])))
         order = pairs.target.argsort(stable=True)
         counts = torch.bincount(pairs.target, minlength=len(self.refined)).tolist()
-        maps = torch.cat([self.cosines(part, j) for j, part in enumerate(wanted[order].split(counts))])
+        cells, weights = corners(pairs.source_xy[order], grid, height, width)
+        rows = self.gather((cells + pairs.source[order][:, None] * (height * width)).flatten())
+        wanted = unit(torch.einsum("nk,nkc->nc", self.send(weights), rows.view(*cells.shape, self.refined.shape[1])))
+        maps = torch.cat([self.cosines(part, j) for j, part in enumerate(wanted.split(counts))])
         found = self.head(maps.view(-1, height, width), grid, scale)
-        return torch.empty_like(found).index_copy(0, order, found)
+        return found.index_select(0, self.send(order.argsort()))
 
     def normalised(self, xy: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-        """Positions in the losses' units."""
-        return normalise(xy, self.batch.size)
+        """Positions in the losses' units, on the training device."""
+        return normalise(self.send(xy), self.batch.size)
+
+    def send(self, values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """What pairs say, on the training device."""
+        return send(values, self.refined.device)
 
 
 def first_step(start: int | float, steps: int) -> int:
@@ -113,18 +121,29 @@ class FlowLoss(LossTerm):
 
 def both_ways(step: Step, pairs: Pairs, temperature: float) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """½(l_ij + l_ji) of best buddies, gradients reaching both frames (§4), and their cosines in Φ, without gradient."""
-    height, width = step.refined.shape[2:]
-    source = nearest_cell(pairs.source_xy, step.batch.grid, height, width)
-    target = nearest_cell(pairs.target_xy, step.batch.grid, height, width)
-    here, there = step.tokens(pairs.source, source), step.tokens(pairs.target, target)
-    losses, cosines = pairs.weight.new_zeros(2, len(pairs)).unbind(0)
-    for (i, j), rows in by_frames(pairs):
-        similar = step.cosines(here[rows], j)
-        forth = contrastive_loss(similar, target[rows], temperature=temperature)
-        back = contrastive_loss(step.cosines(there[rows], i), source[rows], temperature=temperature)
-        losses = losses.index_add(0, rows, (forth + back) / 2)
-        cosines = cosines.index_add(0, rows, similar.detach().gather(1, target[rows][:, None]).squeeze(1))
-    return losses, cosines
+    groups = by_frames(pairs)
+    order, counts = torch.cat([rows for _, rows in groups]), [len(rows) for _, rows in groups]
+    (source, here), (target, there) = (
+        ends(step, frame[order], xy[order], counts)
+        for frame, xy in ((pairs.source, pairs.source_xy), (pairs.target, pairs.target_xy))
+    )
+    losses, cosines = [], []
+    for n, ((i, j), _) in enumerate(groups):
+        similar = step.cosines(here[n], j)
+        forth = contrastive_loss(similar, target[n], temperature=temperature)
+        back = contrastive_loss(step.cosines(there[n], i), source[n], temperature=temperature)
+        losses.append((forth + back) / 2)
+        cosines.append(similar.detach().gather(1, target[n][:, None]).squeeze(1))
+    back_in_place = step.send(order.argsort())
+    return torch.cat(losses)[back_in_place], torch.cat(cosines)[back_in_place]
+
+
+def ends(
+    step: Step, frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"], counts: list[int]
+) -> tuple[Sequence[Int[Tensor, " k"]], Sequence[Float[Tensor, "k c"]]]:
+    """Tokens at one end of pairs that are sorted by groups of these sizes, and their features at unit length."""
+    cell = nearest_cell(xy, step.batch.grid, *step.refined.shape[2:])
+    return step.send(cell).split(counts), step.tokens(frame, cell).split(counts)
 
 
 def by_frames(pairs: Pairs) -> list[tuple[tuple[int, int], Int[Tensor, " k"]]]:
@@ -154,7 +173,7 @@ class BestBuddyLoss(LossTerm):
         if not len(pairs):
             return nothing(step)
         losses, cosines = both_ways(step, pairs, self.temperature)
-        return (self.trust(pairs, cosines) * losses).sum() / (self.divisor or len(pairs))
+        return (step.send(self.trust(pairs, cosines)) * losses).sum() / (self.divisor or len(pairs))
 
 
 @dataclass
@@ -190,7 +209,7 @@ class CycleLoss(LossTerm):
             position_loss(step.normalised(step.locate(way)), step.normalised(way.target_xy), delta=self.delta)
             for way in (pairs, pairs.flip())
         ]
-        return (pairs.weight[:, None] * (losses[0] + losses[1]) / 2).mean()
+        return (step.send(pairs.weight)[:, None] * (losses[0] + losses[1]) / 2).mean()
 
 
 @dataclass

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
+from dinotrack.geometry import without_autocast
 from dinotrack.methods.dino_tracker import DinoTracker, Refinement, assemble, describe
 from dinotrack.networks import DeltaDino, TrackerHead
 from dinotrack.progress import Progress
@@ -87,7 +88,7 @@ class DinoTrackerModule(L.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
         refined = self.delta.refine(batch.features, batch.images, batch.frames, batch.grid)
-        with torch.autocast(refined.device.type, enabled=False):  # positions and losses in float32
+        with without_autocast(refined.device.type):  # positions and losses in float32
             if self.in_batch is not None:
                 search = (self.in_batch, self.data.generator, self.losses.reads)
                 batch = searched_batch(batch, refined, self.head, *search)
@@ -127,12 +128,12 @@ class DinoTrackerModule(L.LightningModule):
             log.warning(warning)
 
     def check_finite(self, loss: Float[Tensor, ""], terms: Mapping[str, Tensor], every: int = 20) -> None:
-        """Stop before weights are changed by a loss that is no number; on a GPU, which would have to wait, now and then.
+        """Stop before weights are changed by a loss that is no number; on a GPU, for which one has to wait, now and then.
 
         Raises:
             DinotrackError: naming the terms.
         """
-        if (loss.is_cuda and self.global_step % every) or loss.isfinite():
+        if (loss.device.type != "cpu" and self.global_step % every) or loss.isfinite():
             return
         wrong = (
             ", ".join(f"{name} = {float(value.detach())}" for name, value in terms.items() if not value.isfinite())

@@ -50,7 +50,7 @@ def rebuilt_tables(
     every: int = 1,
     chunk: int = 8,
 ) -> dict[str, PairTable]:
-    """Tables between `count` random pairs of the training frames (each `every`-th), in both directions.
+    """Tables between `count` random pairs of the training frames (each `every`-th), in both directions, on the CPU.
 
     Refined features are computed in eval mode, `chunk` frames at a time, and kept in half precision.
     """
@@ -59,11 +59,11 @@ def rebuilt_tables(
     features = refine_features(store.features, store.images, network, every=every, chunk=chunk)
     settings = {"both": True, "scale": store.scale_constants}
     found = find_pairs(features, head, masks, between, search, generator, wanted, **settings)
-    searched = searched_between([(i * every, j * every) for i, j in between], total).to(masks.device)
+    searched = searched_between([(i * every, j * every) for i, j in between], total)
     tables = {}
     for name, pairs in found.items():
-        foreground = look_up(masks, pairs.source, pairs.source_xy, features.size)
-        in_video = replace(pairs, source=pairs.source * every, target=pairs.target * every)
+        foreground = look_up(masks, pairs.source, pairs.source_xy, features.size).cpu()
+        in_video = replace(pairs, source=pairs.source * every, target=pairs.target * every).to("cpu")
         tables[name] = PairTable.build(in_video, foreground, searched)
     return tables
 
@@ -80,7 +80,8 @@ def searched_batch(
     features = FeatureMap(refined.detach(), batch.grid.stride, batch.grid.offset, batch.size)
     between = [(int(i), int(j)) for i, j in batch.frame_pairs.tolist()]
     scale = batch.scale_constants
-    return replace(batch, **find_pairs(features, head, batch.masks, between, search, generator, wanted, scale=scale))
+    found = find_pairs(features, head, batch.masks, between, search, generator, wanted, scale=scale)
+    return replace(batch, **{name: pairs.to("cpu") for name, pairs in found.items()})
 
 
 def consistent_share(
