@@ -13,6 +13,7 @@ from dinotrack.methods.dino_tracker import refine_features
 from dinotrack.optical_flow import Dis, Raft
 from dinotrack.refined_pairs import PairSearch
 from dinotrack.trackers import FeatureTracker
+from dinotrack.training.batch import BatchSettings
 from dinotrack.training.losses import LossTerms, Step
 from dinotrack.training.modules import published_losses
 from dinotrack.training.rebuild import rebuilt_tables
@@ -111,6 +112,12 @@ def full_step(inputs: Inputs, late: bool) -> tuple[Job, Job | None]:
     return ours, lambda: update(reference.step_loss(batch, delta, head, late, inputs.scale))
 
 
+def draw(inputs: Inputs) -> tuple[Job, Job | None]:
+    """A minibatch from the store: frames, features, and pairs of all four kinds."""
+    store, generator = inputs.store, torch.Generator().manual_seed(0)
+    return (lambda: store.draw(BatchSettings(), generator)), None
+
+
 def delta_alone(inputs: Inputs) -> tuple[Job, Job | None]:
     """Of the training step, what Delta-DINO itself costs: forward, backward and Adam."""
     delta, batch = inputs.delta.train(), inputs.batch
@@ -170,6 +177,7 @@ STAGES = {
         Stage("tracklets", "the video", tracklets, 18.6, 1400),
         Stage("best_buddies", "the video", best_buddies, 58.8 + 110 + 8.8, 4300),
         Stage("delta_dino", "the video", delta_dino, 8.0),
+        Stage("draw", "a minibatch", draw),
         Stage("delta_dino_step", "a step", delta_alone),
         Stage("step_before", "a step", lambda inputs: full_step(inputs, late=False), 9.0, 3300),
         Stage("step_after", "a step", lambda inputs: full_step(inputs, late=True), 17.1, 4300),

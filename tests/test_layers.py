@@ -20,7 +20,7 @@ def close(found: Tensor, wanted: Tensor, tolerance: float) -> bool:
     return float((found - wanted).detach().norm()) <= tolerance * float(wanted.detach().norm())
 
 
-def test_one_dimension_of_minimal_filtering_is_a_correlation(rng: torch.Generator) -> None:
+def test_the_transforms_make_a_correlation(rng: torch.Generator) -> None:
     """From the definition: y[i, j] = Σ d[i + a, j + b] g[a, b], by the three transforms alone."""
     out, kernel, patch = transforms(torch.float64)
     g, d = torch.randn(5, 5, generator=rng).double(), torch.randn(8, 8, generator=rng).double()
@@ -45,9 +45,15 @@ def test_convolution_and_gradients(size: tuple[int, int], dilation: int, memory:
     upstream = torch.randn(*wanted.shape, generator=rng, dtype=torch.float64)
     every = (images, weight, bias)
     for ours, theirs in zip(
-        torch.autograd.grad(found, every, upstream), torch.autograd.grad(wanted, every, upstream), strict=True
+        torch.autograd.grad(found, every, upstream, retain_graph=True),
+        torch.autograd.grad(wanted, every, upstream),
+        strict=True,
     ):
         assert ours.shape == theirs.shape and close(ours, theirs, 1e-12)
+    again = Convolution.apply(images.detach(), weight, bias, dilation, memory)  # images that want no gradient
+    assert isinstance(again, Tensor)
+    pair = [torch.autograd.grad(result, weight, upstream)[0] for result in (again, found)]
+    assert torch.equal(pair[0], pair[1])
 
 
 @pytest.mark.parametrize(("channels", "outputs", "dilation"), [(64, 128, 1), (128, 64, 2)])

@@ -122,7 +122,8 @@ class Convolution(torch.autograd.Function):
         whole = padded.new_zeros(b, OUTPUTS * rows * dilation, OUTPUTS * columns * dilation, o)
         whole[:, : gradient.shape[2], : gradient.shape[3]] = gradient.movedim(1, 3)
         tiles, patches = (cut(what, side, rows, columns, dilation) for what, side in ((whole, OUTPUTS), (padded, SIDE)))
-        of_images, of_factors = torch.zeros_like(padded), torch.zeros_like(factors)
+        wanted = ctx.needs_input_grad[0]  # not by the first layer, whose images are given
+        of_images, of_factors = torch.zeros_like(padded) if wanted else padded, torch.zeros_like(factors)
         # An 8×8 patch is four 4×4 quarters, each of which tiles the plane: sums without overlap.
         corner = [(y, x) for y in (0, OUTPUTS) for x in (0, OUTPUTS)]
         quarters = [
@@ -133,12 +134,15 @@ class Convolution(torch.autograd.Function):
             of_products = (out.T @ tiles[some].reshape(OUTPUTS**2, -1)).view(SIDE**2, -1, o)
             transformed = (patch @ patches[some].reshape(SIDE**2, -1)).view(SIDE**2, -1, c)
             of_factors.baddbmm_(transformed.transpose(1, 2), of_products)
+            if not wanted:
+                continue
             of_patches = patch.T @ (of_products @ factors.transpose(1, 2)).view(SIDE**2, -1)
             of_patches = of_patches.view(patches[some].shape)
             for (y, x), quarter in zip(corner, quarters, strict=True):
                 quarter[some] += of_patches[y : y + OUTPUTS, x : x + OUTPUTS]
         of_weight = (kernels.T @ of_factors.view(SIDE**2, -1)).view(TAPS, TAPS, c, o).permute(3, 2, 0, 1)
-        return of_images[:, :height, :width].contiguous().movedim(3, 1), of_weight, gradient.sum((0, 2, 3)), None, None
+        images = of_images[:, :height, :width].contiguous().movedim(3, 1) if wanted else None
+        return images, of_weight, gradient.sum((0, 2, 3)), None, None
 
 
 class Conv5x5(nn.Conv2d):
@@ -153,7 +157,7 @@ class Conv5x5(nn.Conv2d):
         self.fewest = fewest
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.suits(input) or bias is None:
+        if not self.suits(input):
             return super()._conv_forward(input, weight, bias)
         padded = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode="reflect")
         result = Convolution.apply(padded, weight, bias, self.dilation[0])
