@@ -210,17 +210,25 @@ def test_confidence_falls_with_the_disagreement_and_with_the_angle(rng: torch.Ge
     assert confidence(torch.ones(1, 1), torch.full((1, 1), 35.0)).item() == 0.5  # R of the paper
 
 
-def test_of_equal_sources_the_first_is_the_buddy(rng: torch.Generator) -> None:
+def test_of_equal_sources_and_targets_the_first_is_the_buddy(rng: torch.Generator) -> None:
     """Coarse values have many ties; a black video has nothing else."""
     for _ in range(20):
         values = torch.randint(0, 3, (7, 9), generator=rng).float()
         rows, expected = values.tolist(), []
         taken: set[int] = set()
         for i, row in enumerate(rows):
-            j = row.index(max(row))
-            if row[j] == max(other[j] for other in rows) and j not in taken:
-                taken.add(j)
-                expected.append((i, j))
+            mutual = [j for j, v in enumerate(row) if v == max(row) == max(other[j] for other in rows)]
+            if mutual and mutual[0] not in taken:
+                taken.add(mutual[0])
+                expected.append((i, mutual[0]))
         source, target = best_buddies(values)
         assert list(zip(source.tolist(), target.tolist(), strict=True)) == expected
     assert [found.tolist() for found in best_buddies(torch.zeros(5, 4))] == [[0], [0]]
+
+
+def test_a_value_that_stands_twice_makes_no_pair_where_it_is_not_the_highest() -> None:
+    """Row 0 and column 0 have the same highest value, at different places; row 1 has it twice, once as a column's highest."""
+    values = torch.tensor([[1.0, 5.0, 2.0], [5.0, 0.0, 0.0], [0.0, 7.0, 0.0]])
+    assert [found.tolist() for found in best_buddies(values)] == [[1, 2], [0, 1]]
+    twice = torch.tensor([[5.0, 5.0, 0.0], [9.0, 1.0, 8.0]])
+    assert [found.tolist() for found in best_buddies(twice)] == [[0, 1], [1, 0]]
