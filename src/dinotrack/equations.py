@@ -30,7 +30,9 @@ def best_buddies(similarities: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " k"],
     """
     of_rows, of_columns = similarities.amax(1), similarities.amax(0)
     values, columns = of_columns.sort()
-    if (values[1:] == values[:-1]).any():  # equal columns, as black frames have: which one a row meets must be looked up
+    if (
+        values[1:] == values[:-1]
+    ).any():  # equal columns, as black frames have: which one a row meets must be looked up
         mutual = (similarities == of_rows[:, None]) & (similarities == of_columns)
         source, target = mutual.any(1).nonzero().squeeze(1), mutual.int().argmax(1)[mutual.any(1)]
     else:
