@@ -62,7 +62,7 @@ def chain(
     """
     (count, _, height, width), device = forward.shape, forward.device
     pixels, size = centres(height, width, PIXELS, device), (width, height)
-    ids = torch.zeros(0, dtype=torch.long, device=device)
+    ids = torch.zeros(0, dtype=torch.int32, device=device)
     xy, total = torch.zeros(0, 2, device=device), 0
     rows: list[tuple[Tensor, Tensor]] = []
     starts: list[Tensor] = []
@@ -72,7 +72,7 @@ def chain(
         occupied = occupied.view(height, width)
         fresh = ~occupied if t == 0 else new_starts(occupied, forward[t - 1], backward[t - 1], gamma)
         begun = pixels[fresh.flatten()] if t < count else pixels[:0]  # a start in the last frame is no tracklet
-        ids = torch.cat([ids, torch.arange(total, total + len(begun), device=device)])
+        ids = torch.cat([ids, torch.arange(total, total + len(begun), dtype=torch.int32, device=device)])
         xy = torch.cat([xy, begun])
         total += len(begun)
         starts.append(torch.full((len(begun),), t, device=device))
@@ -85,12 +85,24 @@ def chain(
 
 
 def gather_rows(rows: list[tuple[Tensor, Tensor]], start: Int[Tensor, " n"], size: tuple[int, int]) -> Tracklets:
-    """Per-frame (ids, xy) rows as ragged tracklets of two frames or more."""
-    ids, xy = torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows])
-    length = torch.bincount(ids, minlength=len(start))
+    """(ids, xy) of each frame as ragged tracklets of two frames or more.
+
+    A position's place is known once all are counted, and no sorting is needed. The rows are taken out of the list one by one, so
+    that positions are not held twice.
+    """
+    length = torch.zeros(len(start), dtype=torch.int32, device=start.device)
+    for ids, _ in rows:
+        length[ids] += 1  # once each: an id is in a frame once
     keep = length >= 2
-    xy = xy[ids.argsort(stable=True)][keep.repeat_interleave(length)]
-    return Tracklets(start[keep].int(), length[keep].int(), length[keep].int(), xy, size)
+    end = (length * keep).cumsum(0)
+    xy = torch.empty(int(end[-1]) if len(end) else 0, 2, device=start.device)
+    first = end - length - start  # of a chain's row in frame 0, were it there
+    for t in range(len(rows)):
+        ids, positions = rows[t]
+        kept = keep[ids]
+        xy[first[ids[kept]] + t] = positions[kept]
+        rows[t] = (ids[:0], positions[:0])
+    return Tracklets(start[keep].int(), length[keep], length[keep], xy, size)
 
 
 def limit_drift(
