@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from dinotrack.correspondences import (
 )
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres
+from dinotrack.optical_flow import PairFlows, flows_over
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracklets
 from twins import Point, ambiguity_twin, array, cosine, step_twin, within
 
@@ -44,6 +47,18 @@ class TableFlow:
 
     def to(self, device: torch.device | str) -> "TableFlow":
         return self
+
+
+class Batches(PairFlows):
+    """A table's flows, `batch` pairs of frames at once; it keeps how many were asked for at a time."""
+
+    def __init__(self, flow: TableFlow, batch: int) -> None:
+        super().__init__(flow, numbered_frames())
+        self.batch, self.sizes = batch, list[int]()
+
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor:
+        self.sizes.append(len(source))
+        return super().__call__(source, target)
 
 
 def numbered_frames(count: int = FRAMES) -> Tensor:
@@ -153,12 +168,12 @@ def test_flows_without_a_consistent_point_give_no_tracklets() -> None:
     forward = torch.full((2, 2, 4, 6), 3.0)
     tracklets = chain(forward, forward)
     assert len(tracklets) == 0 and tracklets.xy.shape == (0, 2)
-    assert len(limit_drift(tracklets, numbered_frames(3), TableFlow({}))) == 0
+    assert len(limit_drift(tracklets, flows_over(numbered_frames(3), TableFlow({})))) == 0
 
 
 def test_flows_are_asked_for_in_both_directions(rng: torch.Generator) -> None:
     flow = table_flow(rng)
-    forward, backward = consecutive_flows(numbered_frames(), flow)
+    forward, backward = consecutive_flows(flows_over(numbered_frames(), flow))
     assert torch.equal(forward, consecutive(flow)[0]) and torch.equal(backward, consecutive(flow)[1])
 
 
@@ -166,7 +181,7 @@ def test_flows_are_asked_for_in_both_directions(rng: torch.Generator) -> None:
 def test_a_tracklet_ends_where_the_direct_flow_disagrees(gamma_long: float, rng: torch.Generator) -> None:
     flow, gamma = table_flow(rng, 0.6), 0.9
     before = chain(*consecutive(flow), gamma=gamma)
-    after = limit_drift(before, numbered_frames(), flow, gamma=gamma, gamma_long=gamma_long)
+    after = limit_drift(before, flows_over(numbered_frames(), flow), gamma=gamma, gamma_long=gamma_long)
     flows = {key: array(value) for key, value in flow.flows.items()}
     for n, (start, points) in enumerate(as_lists(before)):
         length = len(points)
@@ -188,7 +203,7 @@ def test_a_tracklet_loses_only_the_positions_that_drifted(gamma_long: float, rng
     """[P]'s rule: later positions that agree with the direct flow again stay."""
     flow, gamma = table_flow(rng, 0.6), 0.9
     before = chain(*consecutive(flow), gamma=gamma)
-    after = limit_drift(before, numbered_frames(), flow, gamma=gamma, gamma_long=gamma_long, drift="drop")
+    after = limit_drift(before, flows_over(numbered_frames(), flow), gamma=gamma, gamma_long=gamma_long, drift="drop")
     flows = {key: array(value) for key, value in flow.flows.items()}
     expected = []
     for start, points in as_lists(before):
@@ -202,7 +217,7 @@ def test_a_tracklet_loses_only_the_positions_that_drifted(gamma_long: float, rng
             expected.append(consistent and within(there, HEIGHT, WIDTH) and math.dist(there, at) >= gamma_long)
     assert after.dropped.tolist() == expected
     assert torch.equal(after.length, before.length) and torch.equal(after.xy, before.xy)
-    ended = limit_drift(before, numbered_frames(), flow, gamma=gamma, gamma_long=gamma_long)
+    ended = limit_drift(before, flows_over(numbered_frames(), flow), gamma=gamma, gamma_long=gamma_long)
     index, frame = rows_of(before)
     inside_both = frame < ended.start[index] + ended.length[index]
     assert after.supervises(index, frame)[inside_both].all() and ended.supervises(index, frame).all()
@@ -221,15 +236,42 @@ def rows_of(tracklets: Tracklets) -> tuple[Tensor, Tensor]:
 def test_another_drift_rule_is_refused() -> None:
     tracklets = chain(torch.zeros(1, 2, 4, 6), torch.zeros(1, 2, 4, 6))
     with pytest.raises(DinotrackError, match="drift='stop' is neither 'end' nor 'drop'"):
-        limit_drift(tracklets, numbered_frames(2), TableFlow({}), drift="stop")  # type: ignore[arg-type]
+        limit_drift(tracklets, flows_over(numbered_frames(2), TableFlow({})), drift="stop")  # type: ignore[arg-type]
 
 
 def test_the_drift_check_only_asks_for_frames_that_a_tracklet_spans() -> None:
     start, length = torch.tensor([0, 2], dtype=torch.int32), torch.tensor([2, 3], dtype=torch.int32)
     tracklets = Tracklets(start, length, length, torch.full((5, 2), 4.0), (WIDTH, HEIGHT))
     flow = TableFlow({(2, 4): torch.zeros(2, HEIGHT, WIDTH), (4, 2): torch.zeros(2, HEIGHT, WIDTH)})
-    limit_drift(tracklets, numbered_frames(), flow)
+    limit_drift(tracklets, flows_over(numbered_frames(), flow))
     assert flow.asked == [(2, 4), (4, 2)]
+
+
+@pytest.mark.parametrize("drift", ["end", "drop"])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_flows_come_in_batches_and_each_is_asked_for_once(
+    batch: int, drift: Literal["end", "drop"], rng: torch.Generator
+) -> None:
+    """Those that a tracklet spans which no earlier frame has ended, and no others."""
+    flow, gamma = table_flow(rng, 0.6), 0.5
+    before = chain(*consecutive(flow), gamma=gamma)
+    limits: dict[str, Any] = {"gamma": gamma, "gamma_long": 0.2, "drift": drift}
+    expected = limit_drift(before, flows_over(numbered_frames(), flow), **limits)
+    alone, flow.asked = flow.asked, []
+    flows = Batches(flow, batch)
+    found = limit_drift(before, flows, **limits)
+    assert torch.equal(found.length, expected.length) and torch.equal(found.dropped, expected.dropped)
+    spanned = set()
+    for start, length, chained in zip(
+        *(part.tolist() for part in (found.start, found.length, found.chained)), strict=True
+    ):
+        last = min(length + 1, chained)  # where a chain was ended it was compared
+        spanned |= {pair for k in range(2, last) for pair in ((start, start + k), (start + k, start))}
+    assert Counter(flow.asked) == Counter(alone) == Counter(spanned)
+    assert FRAMES < len(spanned) < (FRAMES - 1) * (FRAMES - 2)  # fewer than there are
+    assert max(flows.sizes) == 2 * min(batch, FRAMES - 2) and all(size % 2 == 0 for size in flows.sizes)
+    forward, backward = consecutive_flows(flows)
+    assert torch.equal(forward, consecutive(flow)[0]) and torch.equal(backward, consecutive(flow)[1])
 
 
 @pytest.mark.parametrize("scale", [True, False])
@@ -237,7 +279,8 @@ def test_the_limits_scale_with_the_frame(scale: bool, rng: torch.Generator) -> N
     flow, factor = table_flow(rng), WIDTH / 854 if scale else 1.0
     limits = {"gamma": 0.8 / factor, "gamma_long": 1.0 / factor}
     found = build_tracklets(numbered_frames(), flow, **limits, scale=scale)
-    expected = limit_drift(chain(*consecutive(flow), gamma=0.8), numbered_frames(), flow, gamma=0.8, gamma_long=1.0)
+    flows = flows_over(numbered_frames(), flow)
+    expected = limit_drift(chain(*consecutive(flow), gamma=0.8), flows, gamma=0.8, gamma_long=1.0)
     assert torch.equal(found.length, expected.length) and torch.equal(found.xy, expected.xy)
     assert found.size == (WIDTH, HEIGHT)
 

@@ -19,18 +19,26 @@ from dinotrack.equations import (
 )
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres, constant_scale, inside, look_up, nearest_cell
-from dinotrack.optical_flow import FlowEstimator
+from dinotrack.optical_flow import FlowEstimator, Flows, flows_over
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import PIXELS, FeatureMap, Grid, Pairs, PairTable, Tracklets
 
 
 def consecutive_flows(
-    frames: UInt8[Tensor, "t 3 h w"], flow: FlowEstimator, progress: Progress = silent
+    flows: Flows, progress: Progress = silent
 ) -> tuple[Float[Tensor, "u 2 h w"], Float[Tensor, "u 2 h w"]]:
     """Flow from each frame to the next, and from the next back."""
-    pairs = [(frames[t : t + 1], frames[t + 1 : t + 2]) for t in range(len(frames) - 1)]
-    both = [(flow(a, b)[0], flow(b, a)[0]) for a, b in progress(pairs, "optical flow")]
-    return torch.stack([f for f, _ in both]), torch.stack([b for _, b in both])
+    first = torch.arange(len(flows) - 1).split(flows.batch)
+    found = [both_ways(flows, some, some + 1) for some in progress(first, "optical flow")]
+    return torch.cat([forward for forward, _ in found]), torch.cat([backward for _, backward in found])
+
+
+def both_ways(
+    flows: Flows, first: Int[Tensor, " p"], second: Int[Tensor, " p"]
+) -> tuple[Float[Tensor, "p 2 h w"], Float[Tensor, "p 2 h w"]]:
+    """Flow from frames `first` to frames `second` and back, asked for at once."""
+    found = flows(torch.cat([first, second]), torch.cat([second, first]))
+    return found[: len(first)], found[len(first) :]
 
 
 def new_starts(
@@ -95,8 +103,7 @@ def gather_rows(rows: list[tuple[Tensor, Tensor]], start: Int[Tensor, " n"], siz
 
 def limit_drift(
     tracklets: Tracklets,
-    frames: UInt8[Tensor, "t 3 h w"],
-    flow: FlowEstimator,
+    flows: Flows,
     *,
     gamma: float = 1.5,
     gamma_long: float = 2.5,
@@ -106,7 +113,8 @@ def limit_drift(
     """Take out of tracklets what the direct flow from their first frame disagrees with by `gamma_long` pixels or more (§3).
 
     `drift` says what: all from there on [C], or that position alone [P]. The direct flow counts where it is itself
-    cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some tracklet spans are computed.
+    cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some tracklet still spans are computed: those
+    that are equally far apart, batch by batch, before those farther apart.
 
     Raises:
         DinotrackError: for another `drift`.
@@ -115,24 +123,30 @@ def limit_drift(
         raise DinotrackError(f"drift={drift!r} is neither 'end' nor 'drop'")
     length, device = tracklets.length.clone(), tracklets.xy.device
     dropped = torch.zeros(len(tracklets.xy) if drift == "drop" else 0, dtype=torch.bool, device=device)
-    # Chains that start together are in one slice, because they are numbered by their first frame.
-    edges = torch.arange(len(frames) + 1, dtype=tracklets.start.dtype, device=device)
-    bounds = torch.searchsorted(tracklets.start.contiguous(), edges).tolist()
-    for i in progress(range(len(frames) - 2), "drift check"):
-        group = torch.arange(bounds[i], bounds[i + 1], device=device)
-        for j in range(i + 2, len(frames)):
-            group = group[length[group] > j - i]
-            if not len(group):
-                break
-            direct, back = flow(frames[i : i + 1], frames[j : j + 1])[0], flow(frames[j : j + 1], frames[i : i + 1])[0]
+    living = torch.arange(len(tracklets), device=device)
+    for apart in progress(range(2, len(flows)), "drift check"):
+        living = living[length[living] > apart]
+        for i, group, direct, back in spanned_flows(tracklets, living, apart, flows):
             landed, error = forward_backward_error(direct, back, tracklets.at(group, torch.full_like(group, i)))
-            apart = (landed - tracklets.at(group, torch.full_like(group, j))).norm(dim=1)
-            drifted = (error < gamma) & inside(landed, tracklets.size) & (apart >= gamma_long)
+            off = (landed - tracklets.at(group, torch.full_like(group, i + apart))).norm(dim=1)
+            drifted = group[(error < gamma) & inside(landed, tracklets.size) & (off >= gamma_long)]
             if drift == "end":
-                length[group[drifted]] = j - i
+                length[drifted] = apart
             else:
-                dropped[tracklets.offset[group[drifted]] + j - i] = True
+                dropped[tracklets.offset[drifted] + apart] = True
     return replace(tracklets, length=length, dropped=dropped)
+
+
+def spanned_flows(
+    tracklets: Tracklets, living: Int[Tensor, " n"], apart: int, flows: Flows
+) -> Iterator[tuple[int, Int[Tensor, " m"], Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]]:
+    """(i, those of the tracklets `living` that start in frame i, flow from i to i + `apart` and back), for each such frame."""
+    # Chains that start together are next to each other, because they are numbered by their first frame.
+    starts, sizes = tracklets.start[living].cpu().long().unique_consecutive(return_counts=True)
+    groups = dict(zip(starts.tolist(), living.split(sizes.tolist()), strict=True))
+    for first in starts.split(flows.batch) if len(starts) else ():
+        for i, direct, back in zip(first.tolist(), *both_ways(flows, first, first + apart), strict=True):
+            yield i, groups[i], direct, back
 
 
 def build_tracklets(
@@ -151,11 +165,11 @@ def build_tracklets(
     `flow` sees the frames on `device`, and the points are followed there; the tracklets come back on the CPU.
     """
     size = (frames.shape[3], frames.shape[2])
-    factor, frames = constant_scale(size) if scale else 1.0, frames.to(device)
-    forward, backward = consecutive_flows(frames, flow, progress)
+    factor, flows = constant_scale(size) if scale else 1.0, flows_over(frames.to(device), flow)
+    forward, backward = consecutive_flows(flows, progress)
     chained = chain(forward, backward, gamma=gamma * factor, progress=progress)
     limits = {"gamma": gamma * factor, "gamma_long": gamma_long * factor}
-    return limit_drift(chained, frames, flow, **limits, drift=drift, progress=progress).to("cpu")
+    return limit_drift(chained, flows, **limits, drift=drift, progress=progress).to("cpu")
 
 
 def nearest_last_frames(

@@ -18,7 +18,7 @@ from dinotrack.geometry import rescale
 from dinotrack.methods.flow_chain import FlowChainTracker
 from dinotrack.methods.raw_features import raw_feature_tracker
 from dinotrack.metrics import BadjaScores, TapVidScores, badja_metrics, tapvid_metrics
-from dinotrack.optical_flow import FlowEstimator
+from dinotrack.optical_flow import FlowEstimator, flows_over
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, PointTruth, Tracks, Video
 from dinotrack.trackers import Tracker, VisibilityRule
@@ -40,7 +40,7 @@ def baselines(
 
     Raw features are tracked where they lie; `flow` and `frames` must lie on one device.
     """
-    forward, backward = (part.cpu() for part in consecutive_flows(frames, flow, progress))
+    forward, backward = (part.cpu() for part in consecutive_flows(flows_over(frames, flow), progress))
     rules = {"scale_constants": scale_constants, "visibility": visibility, "radius": radius, "memory": memory}
     return {
         "raw_features": raw_feature_tracker(video, features, **rules).to(features.values.device),

@@ -95,11 +95,12 @@ def preprocess(
         "drift": supervision.drift,
         "scale": supervision.scale_constants,
     }
+    flow = flow.to(device)  # on which the precision of its settings may depend
     key_flow = {"flow": flow.settings, "size": shape, **of_flow}
     tracklets = build_or_load(
         Tracklets,
         cache_path(cache, video, "tracklets", key_flow),
-        lambda: build_tracklets(frames, flow.to(device), **of_flow, device=device, progress=progress),
+        lambda: build_tracklets(frames, flow, **of_flow, device=device, progress=progress),
     )
     if not len(tracklets):
         raise DinotrackError(

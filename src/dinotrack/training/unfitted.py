@@ -11,6 +11,7 @@ from dinotrack.feature_pass import video_features
 from dinotrack.geometry import resize_frames, working_size
 from dinotrack.methods.flow_chain import FlowChainTracker
 from dinotrack.methods.raw_features import raw_feature_tracker
+from dinotrack.optical_flow import flows_over
 from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Video
@@ -56,6 +57,6 @@ def flow_chain(config: DictConfig, video: Video, progress: Progress) -> Tracker:
     size = fixed_size(config) or working_size(video.size, config.resolution, config.backbone.stride)
     frames = working_frames(seen, config.backbone.stride, size=size).to(pick_device(config.device))
     flow = instantiate(config.flow).to(pick_device(config.device))
-    forward, backward = (part.cpu() for part in consecutive_flows(frames, flow, progress))
+    forward, backward = (part.cpu() for part in consecutive_flows(flows_over(frames, flow), progress))
     rules = {"gamma": config.method.gamma, "scale_constants": config.scale_constants}
     return FlowChainTracker(forward, backward, video.size, video.fps, **rules)
