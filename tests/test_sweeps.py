@@ -360,7 +360,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["benchmark=tapvid_davis", "benchmark.path=davis.pkl", "benchmark.resolution=null", "experiment=tiny"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr("dinotrack.training.commands.unfitted_tracker", failing)
+        patch.setattr("dinotrack.training.runs.unfitted_tracker", failing)
         with pytest.raises(SystemExit):
             cli.main(["evaluate", "-m", *words, "resolution=32", "method=raw_features,flow_chain"])
     return place / "runs" / "evaluate"
@@ -382,6 +382,21 @@ def test_methods_in_folders_of_their_own_are_reported_each_and_together(methods:
     [failed] = [job for job in read_jobs(methods / "tapvid_davis-flow_chain") if job.status == "failed"]
     assert "no flow today" in failed.reason and failed.folder == "clip1"
     assert not (methods / "tapvid_davis-dino_tracker").exists()
+
+
+def test_score_lays_methods_of_a_multirun_side_by_side(
+    methods: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As documented: `dinotrack score runs/evaluate/*`, where the plan lies as well."""
+    with pytest.raises(SystemExit) as done:
+        cli.main(["score", *map(str, sorted(methods.iterdir())), "--output", str(tmp_path / "all")])
+    assert done.value.code == 0 and not caplog.records
+    rows = rows_of(tmp_path / "all.csv")
+    assert [(row["method"], row["clip"]) for row in rows] == [
+        ("flow_chain", "clip0"),
+        ("raw_features", "clip0"),
+        ("raw_features", "clip1"),
+    ]
 
 
 def test_a_job_without_a_record_belongs_to_its_method(methods: Path, tmp_path: Path) -> None:
