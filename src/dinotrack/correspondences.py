@@ -1,16 +1,15 @@
 """Supervision of a fit (method §3): optical-flow tracklets and DINO best buddies, vectorised over points."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from dinotrack.cosines import Cosines, ambiguities
 from dinotrack.equations import (
-    ambiguity,
     best_buddies,
     best_buddy_weight,
     follow,
@@ -193,42 +192,6 @@ def frame_pairs(frames: int, limit: int, generator: torch.Generator | None = Non
     return [(int(i), int(j)) for i, j in index]
 
 
-@dataclass(frozen=True)
-class Cosines:
-    """(i, j, cosines of every token of frame i with every token of j) for pairs of frames sorted by i, from unit rows.
-
-    One product serves several partners of a frame, which the processor does faster than one after the other. All products are
-    written to the same memory: cosines are to be used before the next ones are asked for.
-    """
-
-    maps: Float[Tensor, "t cells c"]
-    pairs: list[tuple[int, int]]
-    memory: float = 256e6
-    """Bytes that one product may fill."""
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __iter__(self) -> Iterator[tuple[int, int, Float[Tensor, "n m"]]]:
-        cells = self.maps.shape[1]
-        most = min(len(self.maps), max(1, int(self.memory / (4 * cells**2))))
-        room = self.maps.new_empty(cells * most * cells)
-        for i, group in groupby(self.pairs, key=lambda pair: pair[0]):
-            partners = [j for _, j in group]
-            for start in range(0, len(partners), most):
-                some = partners[start : start + most]
-                product = room[: cells * len(some) * cells].view(cells, -1)
-                torch.mm(self.maps[i], self.rows_of(some).flatten(0, 1).T, out=product)
-                for j, similarities in zip(some, product.split(cells, 1), strict=True):
-                    yield i, j, similarities
-
-    def rows_of(self, frames: list[int]) -> Float[Tensor, "k cells c"]:
-        """Maps of these frames: a view where they follow one another, as all partners of a frame do."""
-        if frames == list(range(frames[0], frames[-1] + 1)):
-            return self.maps[frames[0] : frames[-1] + 1]
-        return self.maps[frames]
-
-
 def dino_best_buddies(
     features: FeatureMap,
     tracklets: Tracklets,
@@ -239,34 +202,36 @@ def dino_best_buddies(
     max_frame_pairs: int = 4950,
     scale: bool = True,
     device: torch.device | str = "cpu",
+    memory: float = 4e9,
     progress: Progress = silent,
 ) -> Pairs:
     """DINO best buddies of every unordered pair of frames (Eq. 3), filtered by flow, with their weights (§3).
 
     `source` is the earlier frame. `side` is in pixels at a long side of 854 unless `scale` is off; up to 100 frames make
-    4950 pairs, of longer videos `max_frame_pairs` are chosen at random.
+    4950 pairs, of longer videos `max_frame_pairs` are chosen at random. `memory` bounds, in bytes, the unit rows of all frames,
+    which are made again where they do not fit; the pairs are the same.
     """
     count, _, height, width = features.values.shape
     tokens = centres(height, width, features.grid, device)
-    side = side * (constant_scale(features.size) if scale else 1.0)
+    peaks = {
+        "side": side * (constant_scale(features.size) if scale else 1.0),
+        "overlap": overlap,
+        "candidates": candidates,
+    }
     spans = [nearest_last_frames(tracklets, t, features.grid, height, width).to(device) for t in range(count)]
-    maps = torch.empty(count, height * width, features.values.shape[1], device=device)
-    for rows, values in zip(maps, features.values, strict=True):
-        rows.copy_(unit(values.to(device).flatten(1).T.float()))
-    found: list[Pairs] = []
+    found: dict[tuple[int, int], Pairs] = {}
     every = frame_pairs(count, max_frame_pairs)
-    for i, j, similarities in progress(Cosines(maps, every), "best buddies"):
+    for i, j, similarities in progress(Cosines(features.values, every, device, memory), "best buddies"):
         source, target = best_buddies(similarities)
         supervised = (spans[i][source, 1] >= j) | (spans[j][target, 0] <= i)
         source, target = source[~supervised], target[~supervised]
-        peaks = {"side": side, "overlap": overlap, "candidates": candidates}
         ratio = torch.maximum(
-            ambiguity(similarities[source], tokens, **peaks), ambiguity(similarities[:, target].T, tokens, **peaks)
+            ambiguities(similarities, source, 0, tokens, **peaks), ambiguities(similarities, target, 1, tokens, **peaks)
         )
         weight = best_buddy_weight(ratio, similarities[source, target])
         first, second = torch.full_like(source, i), torch.full_like(target, j)
-        found.append(Pairs(first, second, tokens[source], tokens[target], weight).to("cpu"))
-    return Pairs.cat(found)
+        found[i, j] = Pairs(first, second, tokens[source], tokens[target], weight).to("cpu")
+    return Pairs.cat([found[pair] for pair in every])
 
 
 def principal_axes(features: FeatureMap, count: int) -> Float[Tensor, "k c"]:

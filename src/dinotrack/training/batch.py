@@ -1,11 +1,13 @@
 """A minibatch of at most 8 frames and how it is drawn (method §5)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from dinotrack.growing import placed
+from dinotrack.memory import Budget
 from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable, TensorStruct, Tracklets
 
 NO_FRAMES = torch.zeros(0, dtype=torch.long)
@@ -52,7 +54,10 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class Store(TensorStruct):
-    """What minibatches are drawn from, on the training device. Sampling is arithmetic on intervals and gathers."""
+    """What minibatches are drawn from, on the training device. Sampling is arithmetic on intervals and gathers.
+
+    Features alone may lie elsewhere, in the host's memory or on disk: then a minibatch's frames travel.
+    """
 
     images: UInt8[Tensor, "t 3 h w"]
     features: FeatureMap
@@ -65,6 +70,12 @@ class Store(TensorStruct):
     masks: Bool[Tensor, "t h w"]
     """Foreground, at working resolution."""
     scale_constants: bool = True
+
+    def on(self, device: torch.device | str, budget: Budget = Budget()) -> "Store":
+        """All of it on `device`, but for features that the budget has no room for there."""
+        features = placed(self.features, device, budget)
+        bare = replace(self, features=replace(features, values=features.values[:0]))
+        return replace(bare.to(device), features=features)
 
     def draw(self, settings: BatchSettings, generator: torch.Generator) -> Batch:
         """A minibatch by random numbers from `generator` (a CPU one)."""
@@ -89,7 +100,7 @@ class Store(TensorStruct):
         return Batch(
             frames=index,
             images=self.images[index],
-            features=self.features.values[index].contiguous(memory_format=torch.channels_last),
+            features=self.features_of(frames).to(device).contiguous(memory_format=torch.channels_last),
             flow=flow,
             best_buddies=best_buddies,
             refined=refined,
@@ -100,6 +111,11 @@ class Store(TensorStruct):
             size=self.features.size,
             scale_constants=self.scale_constants,
         )
+
+    def features_of(self, frames: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+        """Raw features of these frames, where those of all frames lie."""
+        values = self.features.values
+        return values[frames.to(values.device)]
 
     def frames_with_tracklets(
         self,

@@ -30,7 +30,7 @@ from dinotrack.scoreboard import CSV, MARKDOWN, compare, finished, means_of, row
 from dinotrack.structs import NO_TRUTH, PointTruth, Tracks, Video, write_atomically
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
-from dinotrack.training.config import fixed_size, pick_device
+from dinotrack.training.config import budget_of, fixed_size, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.evaluating import predict_clips, published_tracker
 from dinotrack.training.fit import prepare, train
@@ -159,6 +159,7 @@ def track_command(config: DictConfig, folder: Path) -> None:
             cache=Path(config.cache_dir).expanduser() if config.cache_dir else default_cache(),
             device=pick_device(config.device),
             memory=float(config.memory),
+            budget=budget_of(config),
             progress=shown,
         )
     with stages.stage("track"):

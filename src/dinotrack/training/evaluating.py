@@ -24,7 +24,7 @@ from dinotrack.scoreboard import SUMMARY, TRACKS, TRUTH, finished
 from dinotrack.structs import Tracks
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import settings_of
-from dinotrack.training.config import compose_config, fixed_size, pick_device
+from dinotrack.training.config import budget_of, compose_config, fixed_size, pick_device
 from dinotrack.training.fit import flatten
 from dinotrack.training.stages import Stages
 from dinotrack.training.stopping import RESUME
@@ -212,6 +212,7 @@ def published_tracker(config: DictConfig, clip: BenchmarkClip) -> Tracker:
         cache=Path(config.cache_dir).expanduser() if config.cache_dir else default_cache(),
         device=pick_device(config.device),
         memory=float(config.memory),
+        budget=budget_of(config),
         progress=shown,
     )
 

@@ -100,7 +100,7 @@ def train(
             return train(config, data, progress, folder, own)
     L.seed_everything(config.seed, verbose=False)
     module = make_module(config, data.backbone)
-    module.delta.prepare(data.store.images, progress=progress)
+    module.delta.prepare(data.store.images, budget=data.budget, progress=progress)
     steps = config.steps if config.steps is not None else published_steps(len(data.video))
     if config.get("compile"):
         module.delta.compile_parts()

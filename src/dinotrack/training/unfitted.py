@@ -15,7 +15,7 @@ from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
-from dinotrack.training.config import fixed_size, pick_device, size_of, taps_of
+from dinotrack.training.config import budget_of, fixed_size, pick_device, size_of, taps_of
 
 UNFITTED = ("raw_features", "flow_chain")
 """Names of methods."""
@@ -32,7 +32,8 @@ def raw_features(config: DictConfig, video: Video, progress: Progress) -> Tracke
     backbone, device = instantiate(config.backbone), pick_device(config.device)
     frames = working_frames(video, backbone.stride, config.resolution, fixed_size(config))
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
-    options = {"beside": taps_of(config), "device": device, "progress": progress}
+    budget = budget_of(config)
+    options = {"beside": taps_of(config), "device": device, "budget": budget, "progress": progress}
     features = video_features(video, frames, backbone, cache, **options)
     tracker = raw_feature_tracker(
         video,
@@ -42,7 +43,7 @@ def raw_features(config: DictConfig, video: Video, progress: Progress) -> Tracke
         visibility=instantiate(config.method.visibility),
         memory=float(config.memory),
     )
-    return tracker.to(device)
+    return tracker.to(device, budget)
 
 
 def flow_chain(config: DictConfig, video: Video, progress: Progress) -> Tracker:
