@@ -30,6 +30,7 @@ FIT = ["steps=20", "callbacks.rebuild.every=10", "method.visibility.anchor=0.98"
 """Few anchors, so that visibility, which takes frames squared, is soon done: memory does not depend on them."""
 QUERIES = "queries=[[0,30,40],[0,80,20]]"
 KINDS = ("RssAnon", "RssFile", "RssShmem")
+ENTRIES = ("features", "tracklets", "best_buddies", "saliency")
 
 
 def write_video(folder: Path, frames: int) -> None:
@@ -40,19 +41,38 @@ def write_video(folder: Path, frames: int) -> None:
             Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{scene * SCENE + number:05d}.png")
 
 
-def watched(words: list[str], every: float = 0.01) -> dict[str, float]:
-    """Seconds and peaks in MB of a command that must succeed."""
-    begin, peaks = time.perf_counter(), dict.fromkeys(KINDS, 0.0)
+def held(process: int) -> dict[str, float]:
+    """What a process has in memory now, in MB."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    found = {line.split(":")[0]: float(line.split()[1]) / 1e3 for line in lines if line.startswith(KINDS)}
+    return {kind: found.get(kind, 0.0) for kind in KINDS}
+
+
+def phase(cache: Path) -> str:
+    """What preprocessing is at: the first of its entries that is not in the cache yet, in the order in which it makes them."""
+    there = {path.name.split("-")[0] for path in cache.rglob("[!.]*.safetensors")}
+    return next((entry for entry in ENTRIES if entry not in there), "rest")
+
+
+def watched(words: list[str], cache: Path, every: float = 0.01) -> dict[str, Any]:
+    """Seconds of a command that must succeed, its peaks in MB, and the anonymous ones while it makes each entry of the cache."""
+    begin, peaks, phases = time.perf_counter(), dict.fromkeys(KINDS, 0.0), dict[str, float]()
     environment = {**os.environ, "WANDB_MODE": "disabled"}
     with subprocess.Popen([sys.executable, "-m", "dinotrack", *words], env=environment) as process:
         while process.poll() is None:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            now = {line.split(":")[0]: float(line.split()[1]) / 1e3 for line in lines if line.startswith(KINDS)}
-            peaks = {kind: max(peaks[kind], now.get(kind, 0.0)) for kind in KINDS}
+            now, at = held(process.pid), phase(cache)
+            peaks = {kind: max(peaks[kind], now[kind]) for kind in KINDS}
+            phases[at] = max(phases.get(at, 0.0), now["RssAnon"])
             time.sleep(every)
     if process.returncode:
         sys.exit(f"dinotrack {' '.join(words)} failed")
-    return {"seconds": round(time.perf_counter() - begin, 1), **{kind: round(peaks[kind], 1) for kind in KINDS}}
+    rounded = {name: round(value, 1) for name, value in peaks.items()}
+    parts = {name: round(value, 1) for name, value in phases.items()}
+    return {
+        "seconds": round(time.perf_counter() - begin, 1),
+        **rounded,
+        **({"phases": parts} if len(parts) > 1 else {}),
+    }
 
 
 def stages(frames: int, words: list[str]) -> list[dict[str, Any]]:
@@ -69,7 +89,8 @@ def stages(frames: int, words: list[str]) -> list[dict[str, Any]]:
         }
         rows = []
         for name, command in commands.items():
-            rows.append({"frames": frames, "stage": name, **watched([*command, f"hydra.run.dir={place / name}"])})
+            row = watched([*command, f"hydra.run.dir={place / name}"], place / "cache")
+            rows.append({"frames": frames, "stage": name, **row})
             print(rows[-1], flush=True)
         entries = {path.name.split("-")[0]: path.stat().st_size for path in place.rglob("*.safetensors")}
     return [*rows, {"frames": frames, "stage": "cache", **entries}]

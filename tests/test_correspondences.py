@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -307,6 +307,16 @@ def test_best_buddies_are_those_of_loops(scale: bool, side: float, rng: torch.Ge
     assert found.target_xy.tolist() == [row[3] for row in expected]
     assert np.allclose(found.weight, [row[4] for row in expected], atol=1e-4)
     assert found.weight.max() > 0.5 and found.weight.min() < 0.1
+
+
+@pytest.mark.parametrize("fit", [0, 2, 3, 5, 6])
+@pytest.mark.parametrize("limit", [4950, 11])
+def test_best_buddies_are_the_same_when_few_frames_fit(fit: int, limit: int, rng: torch.Generator) -> None:
+    """To the bit and in the same order: between all pairs of seven frames, or some, with unit rows for `fit` of them."""
+    features, tracklets = features_of(rng, 7), random_tracklets(3, 7, (56, 42), rng)
+    whole = dino_best_buddies(features, tracklets, max_frame_pairs=limit)
+    found = dino_best_buddies(features, tracklets, max_frame_pairs=limit, memory=fit * 4 * 6 * 35)
+    assert len(whole) > 50 and all(torch.equal(getattr(found, f.name), getattr(whole, f.name)) for f in fields(Pairs))
 
 
 def test_where_no_tracklet_lives_nothing_is_dropped(rng: torch.Generator) -> None:

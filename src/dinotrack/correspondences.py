@@ -1,5 +1,6 @@
 """Supervision of a fit (method §3): optical-flow tracklets and DINO best buddies, vectorised over points."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -248,16 +249,23 @@ def principal_axes(features: FeatureMap, count: int) -> Float[Tensor, "k c"]:
     return axes
 
 
+def principal_components(features: FeatureMap, count: int) -> Float[Tensor, "t cells k"]:
+    """The first `count` components of the normalised features of every token of all frames."""
+    axes = principal_axes(features, count)
+    # Filled in place: small results kept one by one among large temporaries leave holes in the heap that add up over the frames.
+    found = torch.empty(len(features), math.prod(features.values.shape[2:]), count)
+    for components, values in zip(found, features.values, strict=True):
+        torch.mm(unit(values.flatten(1).T.float().cpu()), axes.T, out=components)
+    return found
+
+
 def saliency_masks(features: FeatureMap, *, threshold: float = 0.6) -> Bool[Tensor, "t h w"]:
     """Foreground of a video without masks (§3): first principal component of the normalised features of all frames, < 0.6.
 
     The component is min-max scaled over the video; of its two signs that is taken which leaves less foreground on the border.
     """
     count, _, height, width = features.values.shape
-    axis = principal_axes(features, 1)[0]
-    score = torch.stack([unit(values.flatten(1).T.float().cpu()) @ axis for values in features.values]).view(
-        count, height, width
-    )
+    score = principal_components(features, 1).view(count, height, width)
     scaled = (score - score.min()) / (score.max() - score.min()).clamp(min=1e-8)
     border = torch.ones(height, width, dtype=torch.bool)
     border[1:-1, 1:-1] = False

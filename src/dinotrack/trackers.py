@@ -131,7 +131,9 @@ class FeatureTracker:
     ) -> Float[Tensor, "n t 2"]:
         """Π of queries in every frame (Eq. 2), all at working resolution and at once; in its own frame the query."""
         wanted = self._sample(frame, query_xy)
-        xy = torch.stack([self.locate(wanted, t) for t in progress(range(self.frames), "tracks")], 1)
+        xy = query_xy.new_empty(len(frame), self.frames, 2)  # in place: see `principal_components`
+        for t in progress(range(self.frames), "tracks"):
+            xy[:, t] = self.locate(wanted, t)
         xy[torch.arange(len(frame), device=self.device), frame] = query_xy
         return xy
 
@@ -141,7 +143,9 @@ class FeatureTracker:
     ) -> tuple[Bool[Tensor, "n t"], Float[Tensor, "n t"]]:
         """Visibility by trajectory agreement (§6) and confidence of tracks at working resolution, queried in `frame`."""
         rows = torch.arange(len(frame), device=self.device)
-        along = torch.stack([self._sample(torch.full_like(frame, t), xy[:, t]) for t in range(self.frames)], 1)
+        along = xy.new_empty(len(frame), self.frames, self.features.values.shape[1])
+        for t in range(self.frames):
+            along[:, t] = self._sample(torch.full_like(frame, t), xy[:, t])
         cosine = F.cosine_similarity(along, along[rows, frame][:, None], dim=-1)
         disagreement, limit = self._agreement(xy, along, cosine, progress)
         visible = (disagreement <= limit[:, None]) & (cosine >= self.visibility.visible)
