@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.optical_flow import RAFT
 
 from dinotrack.layers import BlurPool
 from dinotrack.networks import DeltaDino, TrackerHead
@@ -29,6 +30,17 @@ def read_flow(flow: Tensor, xy: Tensor) -> Tensor:
     height, width = flow.shape[1:]
     points = (xy - 0.5) / torch.tensor([width - 1, height - 1], device=xy.device) * 2 - 1
     return F.grid_sample(flow[None], points[None, None], "bilinear", "border", align_corners=True)[0, :, 0].T
+
+
+def raft(network: RAFT, frames: Tensor, source: int, target: int, updates: int = 24) -> Tensor:
+    """(2, H, W) from one frame to another by torchvision's whole network: both are encoded, every update's flow is upsampled."""
+    height, width = frames.shape[2:]
+    extra = [max(128, math.ceil(side / 8) * 8) - side for side in (height, width)]
+    top, left = extra[0] // 2, extra[1] // 2
+    sides = (left, extra[1] - left, top, extra[0] - top)
+    padded = F.pad(frames[[source, target]].float() / 127.5 - 1, sides, mode="replicate")
+    flow = network(padded[:1], padded[1:], num_flow_updates=updates)[-1][0]
+    return flow[:, top : top + height, left : left + width]
 
 
 def on_frame(xy: Tensor, width: int, height: int) -> Tensor:

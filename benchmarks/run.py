@@ -78,13 +78,13 @@ def measure(stage: Stage, inputs: Inputs, rate: float, repeats: int, plain: bool
     """The row of a stage."""
     ours, reference = stage.make(inputs)
     seconds, memory = timed(ours, inputs.device, repeats)
-    row: dict[str, Any] = {"stage": stage.name, "per": stage.unit, "seconds": seconds, "peak_mb": memory}
+    row: dict[str, Any] = {"stage": stage.name, "per": stage.unit, "seconds": seconds / stage.parts, "peak_mb": memory}
     flop = operations(ours)
-    row |= {"gflop": flop / 1e9, "share_of_matrix_rate": flop / seconds / rate}
+    row |= {"gflop": flop / stage.parts / 1e9, "share_of_matrix_rate": flop / seconds / rate}
     if plain and reference is not None:
         once = 1 if seconds > 0.5 else repeats
-        row["plain_seconds"], row["plain_peak_mb"] = timed(reference, inputs.device, once, warm_up=0)
-        row["ratio"] = row["plain_seconds"] / seconds
+        plain_seconds, row["plain_peak_mb"] = timed(reference, inputs.device, once, warm_up=0)
+        row |= {"plain_seconds": plain_seconds / stage.parts, "ratio": plain_seconds / seconds}
     if stage.published is not None:
         row["published_seconds_at_M"] = stage.published
     if stage.published_mb is not None:

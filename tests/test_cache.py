@@ -271,6 +271,18 @@ def test_flow_sees_frames_on_the_device_of_the_run(tmp_path: Path) -> None:
     assert done.tracklets.xy.device.type == done.best_buddies.source.device.type == "cpu"
 
 
+def test_the_key_has_the_flows_settings_on_the_device_of_the_run(tmp_path: Path) -> None:
+    """RAFT has another precision on a GPU."""
+
+    class Exacting(Pan):
+        def to(self, device: torch.device | str) -> "Pan":
+            return Pan(step=0.5)
+
+    run(make_video(), tmp_path, flow=Exacting(), supervision=Supervision(gamma=99.0))
+    _, _, flow = run(make_video(), tmp_path, flow=Pan(step=0.5), supervision=Supervision(gamma=99.0))
+    assert flow.calls == 0
+
+
 def test_masks_are_saved_like_any_struct(tmp_path: Path) -> None:
     masks = Masks(torch.rand(2, 3, 4) > 0.5)
     masks.save(tmp_path / "m.safetensors")

@@ -2,7 +2,9 @@
 
 import itertools
 import math
-from dataclasses import replace
+from collections import Counter
+from dataclasses import fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,10 +22,12 @@ from dinotrack.correspondences import (
     new_starts,
     saliency_masks,
     searched_between,
+    stacked,
     table_of,
 )
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres
+from dinotrack.optical_flow import PairFlows, flows_over
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracklets
 from twins import Point, ambiguity_twin, array, cosine, step_twin, within
 
@@ -44,6 +48,18 @@ class TableFlow:
 
     def to(self, device: torch.device | str) -> "TableFlow":
         return self
+
+
+class Batches(PairFlows):
+    """A table's flows, `batch` pairs of frames at once; it keeps how many were asked for at a time."""
+
+    def __init__(self, flow: TableFlow, batch: int) -> None:
+        super().__init__(flow, numbered_frames())
+        self.batch, self.sizes = batch, list[int]()
+
+    def __call__(self, source: Tensor, target: Tensor) -> Tensor:
+        self.sizes.append(len(source))
+        return super().__call__(source, target)
 
 
 def numbered_frames(count: int = FRAMES) -> Tensor:
@@ -130,7 +146,7 @@ def test_new_tracklets_start_where_none_passes_or_the_flow_breaks(rng: torch.Gen
 @pytest.mark.parametrize("gamma", [1.5, 0.4])
 def test_chains_are_those_of_a_loop_over_points(gamma: float, rng: torch.Generator) -> None:
     forward, backward = consecutive(table_flow(rng))
-    found = as_lists(chain(forward, backward, gamma=gamma))
+    found = as_lists(chain(zip(forward, backward, strict=True), gamma=gamma))
     expected = chain_twin(array(forward), array(backward), gamma)
     assert len(found) == len(expected) > HEIGHT * WIDTH / 2
     assert len({len(points) for _, points in found}) >= 3  # of many lengths
@@ -141,7 +157,7 @@ def test_chains_are_those_of_a_loop_over_points(gamma: float, rng: torch.Generat
 def test_a_chain_of_whole_pixels_is_exact() -> None:
     forward = torch.zeros(3, 2, 4, 6)
     forward[:, 0] = 1.0
-    tracklets = chain(forward, -forward)
+    tracklets = chain(zip(forward, -forward, strict=True))
     assert as_lists(tracklets)[0] == (0, [[0.5, 0.5], [1.5, 0.5], [2.5, 0.5], [3.5, 0.5]])
     assert tracklets.length.tolist() == tracklets.chained.tolist()
     born = tracklets.start[tracklets.start > 0]
@@ -151,22 +167,22 @@ def test_a_chain_of_whole_pixels_is_exact() -> None:
 
 def test_flows_without_a_consistent_point_give_no_tracklets() -> None:
     forward = torch.full((2, 2, 4, 6), 3.0)
-    tracklets = chain(forward, forward)
+    tracklets = chain(zip(forward, forward, strict=True))
     assert len(tracklets) == 0 and tracklets.xy.shape == (0, 2)
-    assert len(limit_drift(tracklets, numbered_frames(3), TableFlow({}))) == 0
+    assert len(limit_drift(tracklets, flows_over(numbered_frames(3), TableFlow({})))) == 0
 
 
 def test_flows_are_asked_for_in_both_directions(rng: torch.Generator) -> None:
     flow = table_flow(rng)
-    forward, backward = consecutive_flows(numbered_frames(), flow)
+    forward, backward = stacked(consecutive_flows(flows_over(numbered_frames(), flow)))
     assert torch.equal(forward, consecutive(flow)[0]) and torch.equal(backward, consecutive(flow)[1])
 
 
 @pytest.mark.parametrize("gamma_long", [2.5, 1.0, 0.3])
 def test_a_tracklet_ends_where_the_direct_flow_disagrees(gamma_long: float, rng: torch.Generator) -> None:
     flow, gamma = table_flow(rng, 0.6), 0.9
-    before = chain(*consecutive(flow), gamma=gamma)
-    after = limit_drift(before, numbered_frames(), flow, gamma=gamma, gamma_long=gamma_long)
+    before = chain(zip(*consecutive(flow), strict=True), gamma=gamma)
+    after = limit_drift(before, flows_over(numbered_frames(), flow), gamma=gamma, gamma_long=gamma_long)
     flows = {key: array(value) for key, value in flow.flows.items()}
     for n, (start, points) in enumerate(as_lists(before)):
         length = len(points)
@@ -187,8 +203,8 @@ def test_a_tracklet_ends_where_the_direct_flow_disagrees(gamma_long: float, rng:
 def test_a_tracklet_loses_only_the_positions_that_drifted(gamma_long: float, rng: torch.Generator) -> None:
     """[P]'s rule: later positions that agree with the direct flow again stay."""
     flow, gamma = table_flow(rng, 0.6), 0.9
-    before = chain(*consecutive(flow), gamma=gamma)
-    after = limit_drift(before, numbered_frames(), flow, gamma=gamma, gamma_long=gamma_long, drift="drop")
+    before = chain(zip(*consecutive(flow), strict=True), gamma=gamma)
+    after = limit_drift(before, flows_over(numbered_frames(), flow), gamma=gamma, gamma_long=gamma_long, drift="drop")
     flows = {key: array(value) for key, value in flow.flows.items()}
     expected = []
     for start, points in as_lists(before):
@@ -202,7 +218,7 @@ def test_a_tracklet_loses_only_the_positions_that_drifted(gamma_long: float, rng
             expected.append(consistent and within(there, HEIGHT, WIDTH) and math.dist(there, at) >= gamma_long)
     assert after.dropped.tolist() == expected
     assert torch.equal(after.length, before.length) and torch.equal(after.xy, before.xy)
-    ended = limit_drift(before, numbered_frames(), flow, gamma=gamma, gamma_long=gamma_long)
+    ended = limit_drift(before, flows_over(numbered_frames(), flow), gamma=gamma, gamma_long=gamma_long)
     index, frame = rows_of(before)
     inside_both = frame < ended.start[index] + ended.length[index]
     assert after.supervises(index, frame)[inside_both].all() and ended.supervises(index, frame).all()
@@ -219,17 +235,44 @@ def rows_of(tracklets: Tracklets) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.usefixtures("unguarded")
 def test_another_drift_rule_is_refused() -> None:
-    tracklets = chain(torch.zeros(1, 2, 4, 6), torch.zeros(1, 2, 4, 6))
+    tracklets = chain([(torch.zeros(2, 4, 6), torch.zeros(2, 4, 6))])
     with pytest.raises(DinotrackError, match="drift='stop' is neither 'end' nor 'drop'"):
-        limit_drift(tracklets, numbered_frames(2), TableFlow({}), drift="stop")  # type: ignore[arg-type]
+        limit_drift(tracklets, flows_over(numbered_frames(2), TableFlow({})), drift="stop")  # type: ignore[arg-type]
 
 
 def test_the_drift_check_only_asks_for_frames_that_a_tracklet_spans() -> None:
     start, length = torch.tensor([0, 2], dtype=torch.int32), torch.tensor([2, 3], dtype=torch.int32)
     tracklets = Tracklets(start, length, length, torch.full((5, 2), 4.0), (WIDTH, HEIGHT))
     flow = TableFlow({(2, 4): torch.zeros(2, HEIGHT, WIDTH), (4, 2): torch.zeros(2, HEIGHT, WIDTH)})
-    limit_drift(tracklets, numbered_frames(), flow)
+    limit_drift(tracklets, flows_over(numbered_frames(), flow))
     assert flow.asked == [(2, 4), (4, 2)]
+
+
+@pytest.mark.parametrize("drift", ["end", "drop"])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_flows_come_in_batches_and_each_is_asked_for_once(
+    batch: int, drift: Literal["end", "drop"], rng: torch.Generator
+) -> None:
+    """Those that a tracklet spans which no earlier frame has ended, and no others."""
+    flow, gamma = table_flow(rng, 0.6), 0.5
+    before = chain(zip(*consecutive(flow), strict=True), gamma=gamma)
+    limits: dict[str, Any] = {"gamma": gamma, "gamma_long": 0.2, "drift": drift}
+    expected = limit_drift(before, flows_over(numbered_frames(), flow), **limits)
+    alone, flow.asked = flow.asked, []
+    flows = Batches(flow, batch)
+    found = limit_drift(before, flows, **limits)
+    assert torch.equal(found.length, expected.length) and torch.equal(found.dropped, expected.dropped)
+    spanned = set()
+    for start, length, chained in zip(
+        *(part.tolist() for part in (found.start, found.length, found.chained)), strict=True
+    ):
+        last = min(length + 1, chained)  # where a chain was ended it was compared
+        spanned |= {pair for k in range(2, last) for pair in ((start, start + k), (start + k, start))}
+    assert Counter(flow.asked) == Counter(alone) == Counter(spanned)
+    assert FRAMES < len(spanned) < (FRAMES - 1) * (FRAMES - 2)  # fewer than there are
+    assert max(flows.sizes) == 2 * min(batch, FRAMES - 2) and all(size % 2 == 0 for size in flows.sizes)
+    forward, backward = stacked(consecutive_flows(flows))
+    assert torch.equal(forward, consecutive(flow)[0]) and torch.equal(backward, consecutive(flow)[1])
 
 
 @pytest.mark.parametrize("scale", [True, False])
@@ -237,7 +280,8 @@ def test_the_limits_scale_with_the_frame(scale: bool, rng: torch.Generator) -> N
     flow, factor = table_flow(rng), WIDTH / 854 if scale else 1.0
     limits = {"gamma": 0.8 / factor, "gamma_long": 1.0 / factor}
     found = build_tracklets(numbered_frames(), flow, **limits, scale=scale)
-    expected = limit_drift(chain(*consecutive(flow), gamma=0.8), numbered_frames(), flow, gamma=0.8, gamma_long=1.0)
+    flows = flows_over(numbered_frames(), flow)
+    expected = limit_drift(chain(zip(*consecutive(flow), strict=True), gamma=0.8), flows, gamma=0.8, gamma_long=1.0)
     assert torch.equal(found.length, expected.length) and torch.equal(found.xy, expected.xy)
     assert found.size == (WIDTH, HEIGHT)
 
@@ -307,6 +351,16 @@ def test_best_buddies_are_those_of_loops(scale: bool, side: float, rng: torch.Ge
     assert found.target_xy.tolist() == [row[3] for row in expected]
     assert np.allclose(found.weight, [row[4] for row in expected], atol=1e-4)
     assert found.weight.max() > 0.5 and found.weight.min() < 0.1
+
+
+@pytest.mark.parametrize("fit", [0, 2, 3, 5, 6])
+@pytest.mark.parametrize("limit", [4950, 11])
+def test_best_buddies_are_the_same_when_few_frames_fit(fit: int, limit: int, rng: torch.Generator) -> None:
+    """To the bit and in the same order: between all pairs of seven frames, or some, with unit rows for `fit` of them."""
+    features, tracklets = features_of(rng, 7), random_tracklets(3, 7, (56, 42), rng)
+    whole = dino_best_buddies(features, tracklets, max_frame_pairs=limit)
+    found = dino_best_buddies(features, tracklets, max_frame_pairs=limit, memory=fit * 4 * 6 * 35)
+    assert len(whole) > 50 and all(torch.equal(getattr(found, f.name), getattr(whole, f.name)) for f in fields(Pairs))
 
 
 def test_where_no_tracklet_lives_nothing_is_dropped(rng: torch.Generator) -> None:

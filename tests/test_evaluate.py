@@ -108,22 +108,6 @@ def test_a_multirun_lists_the_clips_unless_some_are_named(davis: Path) -> None:
     assert one_clip_a_job(["-m", "benchmark=synthetic", "benchmark.subset=four"])[1].count(",") == 3
 
 
-def test_methods_in_one_multirun_are_kept_apart(davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hydra's own folder, named after the default method, does not disturb the documented `dinotrack score runs/evaluate/*`."""
-    monkeypatch.chdir(tmp_path)
-    several = ["evaluate", "-m", "benchmark=tapvid_davis", f"benchmark.path={davis}", "benchmark.resolution=null"]
-    several += ["experiment=tiny", "resolution=64", "method=raw_features,flow_chain", f"cache_dir={tmp_path / 'cache'}"]
-    cli.main(several)
-    folders = sorted((tmp_path / "runs" / "evaluate").iterdir())
-    assert [{row["method"] for row in scores(folder)} for folder in folders if (folder / "scores.csv").exists()] == [
-        {"flow_chain"},
-        {"raw_features"},
-    ]
-    with pytest.raises(SystemExit) as done:
-        cli.main(["score", *map(str, folders), "--output", str(tmp_path / "all")])
-    assert done.value.code == 0 and len((tmp_path / "all.md").read_text().splitlines()) == 4
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

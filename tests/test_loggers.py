@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import pickle
 import socket
 import struct
 import threading
@@ -21,6 +22,7 @@ from PIL import Image
 
 from dinotrack import DinotrackError, Video, cli
 from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.data.synthetic_benchmark import stored
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.training import weights_and_biases as wb
 from dinotrack.training.commands import run_command
@@ -348,6 +350,57 @@ def test_a_wandb_run_holds_pictures_overlay_table_and_checkpoint(wandb_run: Path
     artifacts = [record.request.log_artifact.artifact for record in records(wandb_run) if record.HasField("request")]
     artifacts += [record.artifact for record in records(wandb_run) if record.HasField("artifact")]
     assert any(a.type == "model" and a.name.startswith("tracker-") for a in artifacts)
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small clips as TAP-Vid-DAVIS has them."""
+    path = tmp_path_factory.mktemp("benchmark") / "davis.pkl"
+    made = {f"clip{seed}": stored(synthetic_clip(seed, 6, (64, 48), points=6)) for seed in range(2)}
+    path.write_bytes(pickle.dumps(made))
+    return path
+
+
+def evaluate(davis: Path, folder: Path, *more: str) -> list[dict[str, str]]:
+    """Rows of the scores that `dinotrack evaluate` writes."""
+    benchmark = ["benchmark=tapvid_davis", f"benchmark.path={davis}", "benchmark.resolution=null"]
+    cli.main(["evaluate", *more, *benchmark, f"folder={folder}", f"cache_dir={davis.parent / 'cache'}", *TINY])
+    with open(folder / "scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_evaluations_wandb_run_holds_its_means_and_a_table_of_clips(
+    davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLE_GIT", "true")
+    folder = tmp_path / "raw"
+    words = ["-m", "method=raw_features", "logger=wandb", "logger.wandb.mode=offline"]
+    rows = evaluate(davis, folder, *words)
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1, "of two jobs the last one tells"
+    [run] = [record.run for record in records(folder) if record.HasField("run")][:1]
+    assert (run.display_name, run.run_group) == ("raw", str(folder)[-wb.LONGEST :])
+    logged = {name: value for row in history(folder) for name, value in row.items()}
+    for name in ("delta_avg", "oa", "aj"):
+        mean = sum(float(row[name]) for row in rows) / 2
+        assert logged[f"final/raw_features/{name}"] == pytest.approx(mean, abs=1e-3)
+    assert logged["final/raw_features/clips"] == 2
+    [files] = folder.glob("wandb/offline-run-*/files")
+    table = json.loads((files / logged["final/clips"]["path"]).read_text())
+    found = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["clip"] for row in found] == ["clip0", "clip1"]
+    assert [row["aj"] for row in found] == [pytest.approx(float(row["aj"]), abs=1e-3) for row in rows]
+    assert not (folder / "metrics.csv").exists()
+
+
+def test_each_fit_of_an_evaluation_ends_with_its_clips_scores(davis: Path, tmp_path: Path) -> None:
+    MADE.clear()
+    fake = [fake_logger(), "callbacks.pictures.every=0", "callbacks.tapvid.every=9"]
+    [row] = evaluate(davis, tmp_path / "fitted", "benchmark.clip=clip0", *fake)
+    of_clip, of_all = (fake.told["log_metrics"][-1][0] for fake in MADE)
+    for told in (of_clip, of_all):
+        assert told["final/dino_tracker/aj"] == pytest.approx(float(row["aj"]), abs=1e-3)
+    assert "final/dino_tracker/clips" in of_all and "final/dino_tracker/clips" not in of_clip
+    assert [fake.told["finalize"][-1] for fake in MADE] == [("success",)] * 2
 
 
 def test_a_wandb_run_has_the_config_and_the_folders_name(wandb_run: Path) -> None:

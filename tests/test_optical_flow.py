@@ -1,5 +1,6 @@
 """Optical flow: sign, channels and size of what DIS and RAFT return, their weights, and every way to go wrong."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import dinotrack.optical_flow
+import dinotrack.dis
+import dinotrack.raft
+from dinotrack.dis import grey
 from dinotrack.errors import DinotrackError
-from dinotrack.optical_flow import Dis, Raft, build_flow, grey, margins
+from dinotrack.optical_flow import Dis, Raft, build_flow, flows_over
+from dinotrack.raft_flows import margins
 
 
 def texture(height: int, width: int, seed: int = 0) -> Tensor:
@@ -69,6 +73,16 @@ def test_dis_pairs_are_independent_and_repeatable() -> None:
     assert Dis()(source[:0], target[:0]).shape == (0, 2, 60, 80)
 
 
+def test_dis_makes_each_frame_grey_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, seen = torch.cat([texture(60, 80, seed).byte() for seed in range(3)]), list[Tensor]()
+    pairs = list(itertools.permutations(range(3), 2))
+    expected = torch.cat([Dis()(frames[i : i + 1], frames[j : j + 1]) for i, j in pairs])
+    monkeypatch.setattr(dinotrack.dis, "grey", lambda frame: seen.append(frame) or grey(frame))
+    flows, (source, target) = flows_over(frames, Dis()), torch.tensor(pairs).T
+    assert torch.equal(torch.cat([flows(source[:2], target[:2]), flows(source[2:], target[2:])]), expected)
+    assert len(seen) == len(flows) == 3
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (12, 300), (33, 17), (90, 61)])
 @pytest.mark.parametrize("finest_scale", [0, 1, 2, 3])
 def test_dis_takes_frames_of_any_size(size: tuple[int, int], finest_scale: int) -> None:
@@ -108,31 +122,6 @@ def test_raft_returns_the_frames_size(small: Raft, size: tuple[int, int]) -> Non
     assert not flow.requires_grad
 
 
-def test_raft_sees_the_frames_between_minus_one_and_one_centred(small: Raft, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Tensor] = []
-
-    class Recorder:
-        """In the network's place: the flow of a pixel is its own column and row in the padded frame."""
-
-        def __call__(self, first: Tensor, second: Tensor, num_flow_updates: int) -> list[Tensor]:
-            seen.extend([first, second])
-            assert num_flow_updates == 2
-            rows, columns = (torch.arange(side).float() for side in first.shape[-2:])
-            y, x = torch.meshgrid(rows, columns, indexing="ij")
-            return [torch.zeros(1, 2, *first.shape[-2:]), torch.stack([x, y])[None]]
-
-    monkeypatch.setattr(small, "network", Recorder())
-    source, target = texture(127, 134).byte(), texture(127, 134, seed=1).byte()
-    flow = small(source, target)
-    left, top, _, _ = margins(134, 127)
-    assert flow[0, :, 0, 0].tolist() == [left, top]
-    assert flow[0, :, -1, -1].tolist() == [left + 133, top + 126]
-    for frames, given in zip(seen, (source, target), strict=True):
-        assert frames.shape == (1, 3, 128, 136)
-        torch.testing.assert_close(frames[..., top : top + 127, left : left + 134], given / 255 * 2 - 1)
-        assert torch.equal(frames[..., 0], frames[..., left])
-
-
 def test_raft_large_runs_on_the_smallest_frame() -> None:
     raft = Raft(pretrained=False, updates=1)
     flow = raft(texture(8, 8).byte(), texture(8, 8, seed=1).byte())
@@ -163,7 +152,7 @@ def test_raft_names_the_ways_out_without_a_network(monkeypatch: pytest.MonkeyPat
     def offline(**options: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(dinotrack.optical_flow, "raft_large", offline)
+    monkeypatch.setattr(dinotrack.raft, "raft_large", offline)
     with pytest.raises(DinotrackError, match=r"raft_large_C_T_SKHT_V2.*flow.checkpoint=FILE.*flow=dis"):
         Raft()
 

@@ -1,5 +1,7 @@
 """Pictures of features and of several trackers: what is marked lies where it is, and colours mean the same everywhere."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from dinotrack import cli
+from dinotrack.data import open_video
 from dinotrack.data.export import load_npz, save_npz
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import at_pixels
+from dinotrack.mp4 import save_video
 from dinotrack.structs import FeatureMap, Grid, Pairs, PointTruth, Tracklets, Tracks, Video
 from dinotrack.visualization import (
     Look,
@@ -264,8 +268,8 @@ def test_components_have_one_colour_for_a_feature_in_all_frames():
 def test_components_do_not_depend_on_the_sign_of_an_axis(monkeypatch: pytest.MonkeyPatch):
     from dinotrack.visualization import pca
 
-    before, axes = pca_frames(scene(), WORKING), pca.principal_axes
-    monkeypatch.setattr(pca, "principal_axes", lambda *given: -axes(*given))
+    before, components = pca_frames(scene(), WORKING), pca.principal_components
+    monkeypatch.setattr(pca, "principal_components", lambda *given: -components(*given))
     assert torch.equal(pca_frames(scene(), WORKING), before)
 
 
@@ -422,7 +426,7 @@ def test_render_reads_the_truth_of_an_evaluation(files: Path):
         (["--colour", "blue"], "invalid choice"),
         (["--truth", "b.npz"], "give the truth of the same queries"),
         (["--columns", "0", "--title", "a"], "expected one title for each"),
-        (["--compare", "c.npz"], "c.npz has 2 frames of (640, 480)"),
+        (["--compare", "c.npz"], "c.npz of (2, 640, 480)"),
     ],
 )
 def test_render_says_what_is_wrong(files: Path, capsys: Any, monkeypatch: Any, words: list[str], message: str):
@@ -439,6 +443,56 @@ def test_render_refuses_other_endings_before_it_draws(files: Path, capsys: Any):
     with pytest.raises(SystemExit):
         cli.main(["render", str(files / "a.npz"), "no such video", "out.gif"])
     assert "expected a name that ends in .mp4, .m4v, .mov, .png" in capsys.readouterr().err
+
+
+def make_run(folder: Path, path: str, size: tuple[int, int] = SIZE, **about: Any) -> Path:
+    """A run folder, as far as `render` reads it."""
+    folder.mkdir()
+    save_npz(replace(tracks_at(10.5, 20.5), size=size), folder / "tracks.npz")
+    (folder / "summary.json").write_text(json.dumps({"video": {"path": path, **about}}))
+    return folder
+
+
+def test_render_knows_the_video_of_a_run_folder(files: Path, monkeypatch: Any):
+    frames = make_run(files / "frames", str(files / "video"))
+    path = 'synthetic:{"seed":1,"frames":6,"size":[64,48]}'
+    synthetic = make_run(files / "made", path, (64, 48), start=2, hash=open_video(path, start=2).content_hash)
+    monkeypatch.chdir(files)
+    call("render", frames / "tracks.npz", files / "video", files / "expected.png")
+    call("render", frames, files / "a.png")
+    call("render", frames, "--trail", "10", files / "b.png")
+    call("render", frames / "tracks.npz", "--video", files / "video", files / "c.png")
+    call("render", frames, files / "video", files / "d.png")
+    expected = (files / "expected.png").read_bytes()
+    assert [(files / f"{name}.png").read_bytes() == expected for name in "abcd"] == [True] * 4
+    call("render", synthetic, files / "e.png")
+    call("render", synthetic / "tracks.npz", "synthetic", files / "f.png")
+    call("render", synthetic / "tracks.npz", path, "--start", "2", files / "g.png")
+    whole = {(files / f"{name}.png").read_bytes() for name in "efg"}
+    assert len(whole) == 1 and whole != {expected}
+    call("render", synthetic)
+    assert len(decoded(files / "overlay.mp4")[1]) == 4
+
+
+def test_render_wants_the_video_that_it_cannot_know(files: Path, capsys: Any):
+    changed = make_run(files / "changed", str(files / "video"), hash="0")
+    clip = files / "clip.mp4"
+    save_video(open_video(str(files / "video")).frames, clip, 12.0)
+    own = make_run(files / "own", str(clip))
+    cases = {
+        "does not say which video was tracked; give it": (files / "a.npz",),
+        "does not say which synthetic video": (files / "a.npz", "synthetic"),
+        "does not show from frame 0 on what": (changed, files / "out.mp4"),
+        "is the video that was tracked; give the picture another name": (own, clip),
+        "expected at most VIDEO and OUTPUT": (own, clip, files / "out.mp4", "more"),
+        "expected at most OUTPUT": (own, clip, files / "out.mp4", "--video", clip),
+    }
+    before = clip.read_bytes()
+    for message, words in cases.items():
+        with pytest.raises(SystemExit) as end:
+            cli.main(["render", *map(str, words)])
+        assert end.value.code == 2 and message in capsys.readouterr().err
+    assert clip.read_bytes() == before and not (files / "out.mp4").exists()
 
 
 @pytest.fixture(scope="module")

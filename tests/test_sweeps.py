@@ -4,8 +4,10 @@ import csv
 import json
 import math
 import pickle
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ from dinotrack import DinotrackError, cli
 from dinotrack.data.clips import clips_of
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.data.synthetic_benchmark import stored
+from dinotrack.data.tapvid import TapVid
 from dinotrack.training import sweeps
 from dinotrack.training.config import compose_config, config_folder
 from dinotrack.training.jobs import folder_name
 from dinotrack.training.sweep_jobs import Job, read_jobs
 from dinotrack.training.sweep_plot import is_grid, log_spaced
-from dinotrack.training.sweep_report import points_of, swept_in, write_report
+from dinotrack.training.sweep_report import page, points_of, swept_in, write_report
 from dinotrack.training.sweeps import prepared
+from dinotrack.training.unfitted import unfitted_tracker
 
 TINY = ["experiment=tiny", "steps=2", "synthetic.frames=6", "synthetic.size=[64,48]", "resolution=64", "threads=1"]
 TINY += ["method.batch.flow_pairs=16", "method.delta.hidden=[4,8]", "trainer.log_every_n_steps=1"]
@@ -228,7 +232,8 @@ def test_the_report_repeats_the_jobs_own_files(swept: Path, capsys: pytest.Captu
     values = [float(row["aj"]) for row in rows[:2]]
     mean, error = sum(values) / 2, abs(values[0] - values[1]) / 2
     text = (swept / "report.md").read_text()
-    assert f"**{mean:.1f} ± {error:.1f}**" in text and "4 jobs: 2 done, 2 failed." in text
+    assert f"{mean:.1f} ± {error:.1f}" in text and "4 jobs: 2 done, 2 failed." in text
+    assert "Mean ± standard error over seeds and clips." in text and "**" not in text, "of one there is no best"
     assert "## Without a result" in text and "nonsense" in text
     with Image.open(swept / "report.png") as picture:
         assert picture.width > 400 and picture.height > 400
@@ -285,6 +290,15 @@ def test_seeds_are_averaged_with_their_standard_error() -> None:
     assert (mean, error) == (4.0, pytest.approx(1 / math.sqrt(3)))
 
 
+def test_the_report_says_bold_where_something_is() -> None:
+    scores = page("it", grid(weight=[0.1, 1.0]))
+    assert "\n\nThe best in bold.\n\n" in scores and scores.count("**1.0**") == 1
+    several = page("it", grid(weight=[0.1, 1.0], seed=[0, 1]))
+    assert "Mean ± standard error over seeds and clips; the best in bold." in several and "**2.5 ± 0.5**" in several
+    losses = page("it", [replace(job, scores={}, losses={"loss/total": 1.5}) for job in grid(weight=[0.1, 1.0])])
+    assert "bold" not in losses and "**" not in losses and "Mean" not in losses and "| 1.5 |" in losses
+
+
 def test_what_a_plot_shows(tmp_path: Path) -> None:
     for jobs in (grid(a=[1, 2], b=["x", "y"]), grid(a=[1, 2], b=[0, 1e-4, 1e-2], c=[True, False]), grid(a=[None, 2])):
         (tmp_path / "report").unlink(missing_ok=True)
@@ -327,6 +341,107 @@ def test_each_value_of_an_evaluation_has_a_folder_and_each_clip_a_job(tmp_path: 
     assert len(found) == 4
     for row in rows_of(tmp_path / "all" / "resolution=64" / "scores.csv"):
         assert found[f"resolution=64/{row['clip']}"] == pytest.approx(float(row["aj"]), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`runs/evaluate` of a multirun over two methods and two clips without `folder=`; one clip fails in one method."""
+    place = tmp_path_factory.mktemp("methods")
+    made = {f"clip{seed}": stored(synthetic_clip(seed, 5, (64, 48), points=4)) for seed in range(2)}
+    (place / "davis.pkl").write_bytes(pickle.dumps(made))
+
+    def failing(config: Any, video: Any, progress: Any) -> Any:
+        if config.method.name == "flow_chain" and video.content_hash == hashes[1]:
+            raise DinotrackError("no flow today")
+        return unfitted_tracker(config, video, progress)
+
+    benchmark = TapVid(str(place / "davis.pkl"), resolution=None)
+    hashes = [benchmark.open(name).video.content_hash for name in benchmark.names()]
+    words = ["benchmark=tapvid_davis", "benchmark.path=davis.pkl", "benchmark.resolution=null", "experiment=tiny"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr("dinotrack.training.runs.unfitted_tracker", failing)
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", "-m", *words, "resolution=32", "method=raw_features,flow_chain"])
+    return place / "runs" / "evaluate"
+
+
+def found_in(folder: Path) -> dict[str, str]:
+    return {f"{job.values['method']} {job.values['benchmark.clip']}": job.status for job in read_jobs(folder)}
+
+
+DONE = {f"{method} clip{n}": "done" for method in ("raw_features", "flow_chain") for n in range(2)}
+
+
+def test_methods_in_folders_of_their_own_are_reported_each_and_together(methods: Path) -> None:
+    flow = {"flow_chain clip0": "done", "flow_chain clip1": "failed"}
+    assert found_in(methods) == {**DONE, **flow}
+    assert found_in(methods / "tapvid_davis-flow_chain") == flow
+    raw = {"raw_features clip0": "done", "raw_features clip1": "done"}
+    assert found_in(methods / "tapvid_davis-raw_features") == raw
+    [failed] = [job for job in read_jobs(methods / "tapvid_davis-flow_chain") if job.status == "failed"]
+    assert "no flow today" in failed.reason and failed.folder == "clip1"
+    assert not (methods / "tapvid_davis-dino_tracker").exists()
+
+
+def test_score_lays_methods_of_a_multirun_side_by_side(
+    methods: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As documented: `dinotrack score runs/evaluate/*`, where the plan lies as well."""
+    with pytest.raises(SystemExit) as done:
+        cli.main(["score", *map(str, sorted(methods.iterdir())), "--output", str(tmp_path / "all")])
+    assert done.value.code == 0 and not caplog.records
+    rows = rows_of(tmp_path / "all.csv")
+    assert [(row["method"], row["clip"]) for row in rows] == [
+        ("flow_chain", "clip0"),
+        ("raw_features", "clip0"),
+        ("raw_features", "clip1"),
+    ]
+
+
+def test_a_job_without_a_record_belongs_to_its_method(methods: Path, tmp_path: Path) -> None:
+    copy, name = tmp_path / "evaluate", "tapvid_davis-flow_chain"
+    shutil.copytree(methods, copy)
+    (copy / name / "jobs" / "clip=clip1.json").unlink()
+    (copy / "tapvid_davis-raw_features" / "jobs" / "clip=clip1.json").unlink()
+    never = {"flow_chain clip0": "done", "flow_chain clip1": "not started"}
+    assert found_in(copy / name) == never
+    assert found_in(copy) == {**DONE, **never}  # raw features lie there: a command of one run has made them since
+    raw = copy / "tapvid_davis-raw_features"
+    assert found_in(raw) == {name: status for name, status in DONE.items() if name.startswith("raw")}
+    unrecorded = read_jobs(raw)[1]
+    assert unrecorded.folder == "clip1" and unrecorded.scores["aj"] == read_jobs(methods)[3].scores["aj"]
+
+
+def test_a_later_multirun_of_one_method_leaves_nothing_unstarted(
+    methods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(methods.parents[1])
+    words = ["benchmark=tapvid_davis", "benchmark.path=davis.pkl", "benchmark.resolution=null", "experiment=tiny"]
+    cli.main(["evaluate", "-m", *words, "resolution=32", "method=flow_chain"])
+    for folder, count in ((methods, 4), (methods / "tapvid_davis-flow_chain", 2)):
+        assert [job.status for job in read_jobs(folder)] == ["done"] * count
+
+
+@pytest.mark.parametrize(
+    ("words", "above"),
+    [
+        (["method=raw_features,flow_chain"], "runs/evaluate"),
+        (["method=raw_features,flow_chain", "'folder=out/of ${method.name}'"], "out"),
+        (["method=raw_features,flow_chain", "folder=out"], None),
+        (["resolution=32,64"], None),
+    ],
+)
+def test_the_plan_of_an_evaluation_lies_above_its_folders(words: list[str], above: str | None) -> None:
+    found = [each.strip("'") for each in words]
+    prefix = "hydra.sweep.dir="
+    told = [word.removeprefix(prefix) for word in prepared("evaluate", ["-m", *found]) if word.startswith(prefix)]
+    assert told == ([f"'{above}'"] if above else [])
+
+
+def test_another_place_for_the_plan_of_an_evaluation_is_refused() -> None:
+    with pytest.raises(DinotrackError, match="lie in folder="):
+        prepared("evaluate", ["-m", "hydra.sweep.dir=elsewhere", "resolution=32,64"])
 
 
 def test_an_objective_needs_ground_truth_and_a_name_that_exists(

@@ -301,6 +301,7 @@ def test_a_part_of_a_video_begins_at_its_start(tmp_path: Path) -> None:
     assert (opened.start, opened.content_hash) == (3, hashed)
     again, _ = open_sources(folder, video=longer, start=2)
     assert again.start == 2
+    assert open_sources(folder, video="synthetic")[0].content_hash == hashed
 
 
 def test_a_video_that_moved_or_changed_wants_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """Frozen features of frames, Φ_DINO of Eq. 1 (method §1): ViTs at any stride, layer and facet, and weightless SIFT."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from dinotrack.colours import CHANNELS, colour_histograms
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import resample
+from dinotrack.growing import Rows, Sink
+from dinotrack.memory import Budget
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import PIXELS, FeatureMap, Grid
 
@@ -326,27 +329,33 @@ def build_backbone(settings: dict[str, Any]) -> Backbone:
 def extract_features(
     backbone: Backbone,
     frames: UInt8[Tensor, "t 3 h w"],
+    into: Sink | None = None,
     *,
+    budget: Budget = Budget(),
     chunk: int = 4,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> FeatureMap:
     """Features of a whole video in half precision on the CPU, `chunk` frames at a time.
 
+    They go `into` a sink as they come, by default into memory, or a file beyond what the budget has room for.
+
     Raises:
         DinotrackError: when a feature leaves half precision's range.
     """
-    backbone = backbone.to(device)
-    return gather(
-        lambda images: [backbone(images)], [backbone.settings], backbone.grid, frames, chunk, device, progress
-    )[0]
+    backbone, settings = backbone.to(device), backbone.settings
+    sink = into or Rows(len(frames), budget)
+    pour(lambda images: [backbone(images)], [(settings, sink)], frames, chunk, device, progress)
+    return feature_map(sink, backbone.grid, frames)
 
 
 def extract_taps(
     vit: VitBackbone,
     taps: Sequence[Tap],
     frames: UInt8[Tensor, "t 3 h w"],
+    into: Mapping[Tap, Sink] = MappingProxyType({}),
     *,
+    budget: Budget = Budget(),
     chunk: int = 4,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
@@ -364,30 +373,30 @@ def extract_taps(
     if layers[0] < 1 or layers[-1] > len(vit.vit.blocks):
         vit = vit.reaching(layers[0] if layers[0] < 1 else layers[-1])  # which refuses what does not exist
     vit = vit.to(device)
-    settings = [vit.tapped(tap) for tap in taps]
-    maps = gather(lambda images: vit.read(images, taps), settings, vit.grid, frames, chunk, device, progress)
-    return dict(zip(taps, maps, strict=True))
+    sinks = {tap: into.get(tap) or Rows(len(frames), budget) for tap in taps}
+    named = [(vit.tapped(tap), sink) for tap, sink in sinks.items()]
+    pour(lambda images: vit.read(images, taps), named, frames, chunk, device, progress)
+    return {tap: feature_map(sink, vit.grid, frames) for tap, sink in sinks.items()}
 
 
-def gather(
+def pour(
     read: Callable[[Float[Tensor, "b 3 h w"]], list[Float[Tensor, "b c h2 w2"]]],
-    settings: Sequence[dict[str, Any]],
-    grid: Grid,
+    sinks: Sequence[tuple[dict[str, Any], Sink]],
     frames: UInt8[Tensor, "t 3 h w"],
     chunk: int,
     device: torch.device | str,
     progress: Progress,
-) -> list[FeatureMap]:
-    """What `read` makes of chunks of frames, put together on the CPU; `settings` name each map in an error."""
-    parts: list[list[Tensor]] = [[] for _ in settings]
+) -> None:
+    """What `read` makes of chunks of frames, each map in half precision into its sink; `settings` name it in an error."""
     for start in progress(range(0, len(frames), chunk), "features"):
-        for kept, values in zip(parts, read(frames[start : start + chunk].to(device).float() / 255), strict=True):
-            kept.append(values.half().cpu())
-    maps = []
-    for named, kept in zip(settings, parts, strict=True):
-        values = torch.cat(kept)
-        kept.clear()
-        if not values.isfinite().all():
-            raise DinotrackError(f"{named} gives features outside half precision's range; choose another layer")
-        maps.append(FeatureMap(values, grid.stride, grid.offset, (frames.shape[3], frames.shape[2])))
-    return maps
+        maps = read(frames[start : start + chunk].to(device).float() / 255)
+        for values, (settings, sink) in zip(maps, sinks, strict=True):
+            half = values.half().cpu()
+            if not half.isfinite().all():
+                raise DinotrackError(f"{settings} gives features outside half precision's range; choose another layer")
+            sink.add(half)
+
+
+def feature_map(sink: Sink, grid: Grid, frames: UInt8[Tensor, "t 3 h w"]) -> FeatureMap:
+    """What a sink was given, as features of these working frames."""
+    return FeatureMap(sink.done(), grid.stride, grid.offset, (frames.shape[3], frames.shape[2]))

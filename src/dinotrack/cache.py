@@ -76,7 +76,7 @@ def stored(struct: type[S], path: Path, level: int = logging.WARNING) -> S | Non
 
 
 def build_or_load(struct: type[S], path: Path, build: Callable[[], S]) -> S:
-    """The struct at `path`, or what `build` makes, saved there; a damaged entry is named and built again.
+    """The struct at `path`, mapped, or what `build` makes, saved there first; a damaged entry is named and built again.
 
     Processes that want the same entry at once wait for the one that builds it. An entry that is there is read without the
     lock, so its folder may be read-only.
@@ -90,6 +90,6 @@ def build_or_load(struct: type[S], path: Path, build: Callable[[], S]) -> S:
     with locked(path):
         found = stored(struct, path)  # another process may have built it meanwhile
         if found is None:
-            found = build()
-            found.save(path)
+            build().save(path)
+            found = struct.load(path)  # what was built need not stay in memory
         return found

@@ -12,6 +12,7 @@ from dinotrack.errors import DinotrackError
 
 HYDRA_COMMANDS = {
     "run": "preprocess, fit, track and render a video",
+    "plan": "seconds, memory and disk that a run will take, from a short probe",
     "preprocess": "features, optical flow and best buddies of a video into the cache",
     "fit": "preprocess a video and fit a tracker to it",
     "track": "track queries with the checkpoint of a fit",

@@ -1,16 +1,16 @@
 """Supervision of a fit (method §3): optical-flow tracklets and DINO best buddies, vectorised over points."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from dinotrack.cosines import Cosines, ambiguities
 from dinotrack.equations import (
-    ambiguity,
     best_buddies,
     best_buddy_weight,
     follow,
@@ -19,18 +19,25 @@ from dinotrack.equations import (
 )
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres, constant_scale, inside, look_up, nearest_cell
-from dinotrack.optical_flow import FlowEstimator
+from dinotrack.optical_flow import FlowEstimator, Flows, flows_over
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import PIXELS, FeatureMap, Grid, Pairs, PairTable, Tracklets
 
 
 def consecutive_flows(
-    frames: UInt8[Tensor, "t 3 h w"], flow: FlowEstimator, progress: Progress = silent
-) -> tuple[Float[Tensor, "u 2 h w"], Float[Tensor, "u 2 h w"]]:
-    """Flow from each frame to the next, and from the next back."""
-    pairs = [(frames[t : t + 1], frames[t + 1 : t + 2]) for t in range(len(frames) - 1)]
-    both = [(flow(a, b)[0], flow(b, a)[0]) for a, b in progress(pairs, "optical flow")]
-    return torch.stack([f for f, _ in both]), torch.stack([b for _, b in both])
+    flows: Flows, progress: Progress = silent
+) -> Iterator[tuple[Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]]:
+    """Flow from each frame to the next, and from the next back: one pair of frames after the other, held by nobody here."""
+    for some in progress(torch.arange(len(flows) - 1).split(flows.batch), "optical flow"):
+        yield from zip(*both_ways(flows, some, some + 1), strict=True)
+
+
+def both_ways(
+    flows: Flows, first: Int[Tensor, " p"], second: Int[Tensor, " p"]
+) -> tuple[Float[Tensor, "p 2 h w"], Float[Tensor, "p 2 h w"]]:
+    """Flow from frames `first` to frames `second` and back, asked for at once."""
+    found = flows(torch.cat([first, second]), torch.cat([second, first]))
+    return found[: len(first)], found[len(first) :]
 
 
 def new_starts(
@@ -49,38 +56,40 @@ def new_starts(
     return ~occupied | (error >= limit).view(height, width) | ~reached.view(height, width)
 
 
-def chain(
-    forward: Float[Tensor, "u 2 h w"],
-    backward: Float[Tensor, "u 2 h w"],
-    *,
-    gamma: float = 1.5,
-    progress: Progress = silent,
-) -> Tracklets:
-    """Tracklets from the flows between consecutive frames, before the drift check (§3).
+def stacked(
+    flows: Iterable[tuple[Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]],
+) -> tuple[Float[Tensor, "u 2 h w"], Float[Tensor, "u 2 h w"]]:
+    """Consecutive flows of a whole video at once, those forwards and those backwards, on the CPU."""
+    forward, backward = zip(*flows, strict=True)
+    return torch.stack(forward).cpu(), torch.stack(backward).cpu()
+
+
+def chain(flows: Iterable[tuple[Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]], *, gamma: float = 1.5) -> Tracklets:
+    """Tracklets before the drift check (§3), from the flows from each frame to the next and back, of which two are held.
 
     x^j = x^{j-1} + f(x^{j-1}) while the forward-backward error is below `gamma` pixels and x stays inside the frame.
     """
-    (count, _, height, width), device = forward.shape, forward.device
-    pixels, size = centres(height, width, PIXELS, device), (width, height)
-    ids = torch.zeros(0, dtype=torch.int32, device=device)
-    xy, total = torch.zeros(0, 2, device=device), 0
+    ids, xy, size = torch.zeros(0, dtype=torch.int32), torch.zeros(0, 2), (0, 0)
     rows: list[tuple[Tensor, Tensor]] = []
     starts: list[Tensor] = []
-    for t in progress(range(count + 1), "tracklets"):
+    before: list[Tensor] = []
+    for t, (forward, backward) in enumerate(flows):
+        (_, height, width), device = forward.shape, forward.device
+        pixels, size = centres(height, width, PIXELS, device), (width, height)
+        ids, xy = ids.to(device), xy.to(device)
         occupied = torch.zeros(height * width, dtype=torch.bool, device=device)
         occupied[nearest_cell(xy, PIXELS, height, width)] = True
         occupied = occupied.view(height, width)
-        fresh = ~occupied if t == 0 else new_starts(occupied, forward[t - 1], backward[t - 1], gamma)
-        begun = pixels[fresh.flatten()] if t < count else pixels[:0]  # a start in the last frame is no tracklet
+        begun = pixels[(new_starts(occupied, *before, gamma) if before else ~occupied).flatten()]
+        total = sum(map(len, starts))
+        starts.append(torch.full((len(begun),), t, device=device))
         ids = torch.cat([ids, torch.arange(total, total + len(begun), dtype=torch.int32, device=device)])
         xy = torch.cat([xy, begun])
-        total += len(begun)
-        starts.append(torch.full((len(begun),), t, device=device))
         rows.append((ids, xy))
-        if t < count:
-            landed, error = forward_backward_error(forward[t], backward[t], xy)
-            alive = (error < gamma) & inside(landed, size)
-            ids, xy = ids[alive], landed[alive]
+        landed, error = forward_backward_error(forward, backward, xy)
+        alive = (error < gamma) & inside(landed, size)
+        ids, xy, before = ids[alive], landed[alive], [forward, backward]
+    rows.append((ids, xy))  # a start in the last frame would be no tracklet
     return gather_rows(rows, torch.cat(starts), size)
 
 
@@ -107,8 +116,7 @@ def gather_rows(rows: list[tuple[Tensor, Tensor]], start: Int[Tensor, " n"], siz
 
 def limit_drift(
     tracklets: Tracklets,
-    frames: UInt8[Tensor, "t 3 h w"],
-    flow: FlowEstimator,
+    flows: Flows,
     *,
     gamma: float = 1.5,
     gamma_long: float = 2.5,
@@ -118,7 +126,8 @@ def limit_drift(
     """Take out of tracklets what the direct flow from their first frame disagrees with by `gamma_long` pixels or more (§3).
 
     `drift` says what: all from there on [C], or that position alone [P]. The direct flow counts where it is itself
-    cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some tracklet spans are computed.
+    cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some tracklet still spans are computed: those
+    that are equally far apart, batch by batch, before those farther apart.
 
     Raises:
         DinotrackError: for another `drift`.
@@ -127,24 +136,30 @@ def limit_drift(
         raise DinotrackError(f"drift={drift!r} is neither 'end' nor 'drop'")
     length, device = tracklets.length.clone(), tracklets.xy.device
     dropped = torch.zeros(len(tracklets.xy) if drift == "drop" else 0, dtype=torch.bool, device=device)
-    # Chains that start together are in one slice, because they are numbered by their first frame.
-    edges = torch.arange(len(frames) + 1, dtype=tracklets.start.dtype, device=device)
-    bounds = torch.searchsorted(tracklets.start.contiguous(), edges).tolist()
-    for i in progress(range(len(frames) - 2), "drift check"):
-        group = torch.arange(bounds[i], bounds[i + 1], device=device)
-        for j in range(i + 2, len(frames)):
-            group = group[length[group] > j - i]
-            if not len(group):
-                break
-            direct, back = flow(frames[i : i + 1], frames[j : j + 1])[0], flow(frames[j : j + 1], frames[i : i + 1])[0]
+    living = torch.arange(len(tracklets), device=device)
+    for apart in progress(range(2, len(flows)), "drift check"):
+        living = living[length[living] > apart]
+        for i, group, direct, back in spanned_flows(tracklets, living, apart, flows):
             landed, error = forward_backward_error(direct, back, tracklets.at(group, torch.full_like(group, i)))
-            apart = (landed - tracklets.at(group, torch.full_like(group, j))).norm(dim=1)
-            drifted = (error < gamma) & inside(landed, tracklets.size) & (apart >= gamma_long)
+            off = (landed - tracklets.at(group, torch.full_like(group, i + apart))).norm(dim=1)
+            drifted = group[(error < gamma) & inside(landed, tracklets.size) & (off >= gamma_long)]
             if drift == "end":
-                length[group[drifted]] = j - i
+                length[drifted] = apart
             else:
-                dropped[tracklets.offset[group[drifted]] + j - i] = True
+                dropped[tracklets.offset[drifted] + apart] = True
     return replace(tracklets, length=length, dropped=dropped)
+
+
+def spanned_flows(
+    tracklets: Tracklets, living: Int[Tensor, " n"], apart: int, flows: Flows
+) -> Iterator[tuple[int, Int[Tensor, " m"], Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]]:
+    """(i, those of the tracklets `living` that start in frame i, flow from i to i + `apart` and back), for each such frame."""
+    # Chains that start together are next to each other, because they are numbered by their first frame.
+    starts, sizes = tracklets.start[living].cpu().long().unique_consecutive(return_counts=True)
+    groups = dict(zip(starts.tolist(), living.split(sizes.tolist()), strict=True))
+    for first in starts.split(flows.batch) if len(starts) else ():
+        for i, direct, back in zip(first.tolist(), *both_ways(flows, first, first + apart), strict=True):
+            yield i, groups[i], direct, back
 
 
 def build_tracklets(
@@ -163,11 +178,10 @@ def build_tracklets(
     `flow` sees the frames on `device`, and the points are followed there; the tracklets come back on the CPU.
     """
     size = (frames.shape[3], frames.shape[2])
-    factor, frames = constant_scale(size) if scale else 1.0, frames.to(device)
-    forward, backward = consecutive_flows(frames, flow, progress)
-    chained = chain(forward, backward, gamma=gamma * factor, progress=progress)
+    factor, flows = constant_scale(size) if scale else 1.0, flows_over(frames.to(device), flow)
+    chained = chain(consecutive_flows(flows, progress), gamma=gamma * factor)
     limits = {"gamma": gamma * factor, "gamma_long": gamma_long * factor}
-    return limit_drift(chained, frames, flow, **limits, drift=drift, progress=progress).to("cpu")
+    return limit_drift(chained, flows, **limits, drift=drift, progress=progress).to("cpu")
 
 
 def nearest_last_frames(
@@ -205,42 +219,6 @@ def frame_pairs(frames: int, limit: int, generator: torch.Generator | None = Non
     return [(int(i), int(j)) for i, j in index]
 
 
-@dataclass(frozen=True)
-class Cosines:
-    """(i, j, cosines of every token of frame i with every token of j) for pairs of frames sorted by i, from unit rows.
-
-    One product serves several partners of a frame, which the processor does faster than one after the other. All products are
-    written to the same memory: cosines are to be used before the next ones are asked for.
-    """
-
-    maps: Float[Tensor, "t cells c"]
-    pairs: list[tuple[int, int]]
-    memory: float = 256e6
-    """Bytes that one product may fill."""
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __iter__(self) -> Iterator[tuple[int, int, Float[Tensor, "n m"]]]:
-        cells = self.maps.shape[1]
-        most = min(len(self.maps), max(1, int(self.memory / (4 * cells**2))))
-        room = self.maps.new_empty(cells * most * cells)
-        for i, group in groupby(self.pairs, key=lambda pair: pair[0]):
-            partners = [j for _, j in group]
-            for start in range(0, len(partners), most):
-                some = partners[start : start + most]
-                product = room[: cells * len(some) * cells].view(cells, -1)
-                torch.mm(self.maps[i], self.rows_of(some).flatten(0, 1).T, out=product)
-                for j, similarities in zip(some, product.split(cells, 1), strict=True):
-                    yield i, j, similarities
-
-    def rows_of(self, frames: list[int]) -> Float[Tensor, "k cells c"]:
-        """Maps of these frames: a view where they follow one another, as all partners of a frame do."""
-        if frames == list(range(frames[0], frames[-1] + 1)):
-            return self.maps[frames[0] : frames[-1] + 1]
-        return self.maps[frames]
-
-
 def dino_best_buddies(
     features: FeatureMap,
     tracklets: Tracklets,
@@ -251,34 +229,36 @@ def dino_best_buddies(
     max_frame_pairs: int = 4950,
     scale: bool = True,
     device: torch.device | str = "cpu",
+    memory: float = 4e9,
     progress: Progress = silent,
 ) -> Pairs:
     """DINO best buddies of every unordered pair of frames (Eq. 3), filtered by flow, with their weights (§3).
 
     `source` is the earlier frame. `side` is in pixels at a long side of 854 unless `scale` is off; up to 100 frames make
-    4950 pairs, of longer videos `max_frame_pairs` are chosen at random.
+    4950 pairs, of longer videos `max_frame_pairs` are chosen at random. `memory` bounds, in bytes, the unit rows of all frames,
+    which are made again where they do not fit; the pairs are the same.
     """
     count, _, height, width = features.values.shape
     tokens = centres(height, width, features.grid, device)
-    side = side * (constant_scale(features.size) if scale else 1.0)
+    peaks = {
+        "side": side * (constant_scale(features.size) if scale else 1.0),
+        "overlap": overlap,
+        "candidates": candidates,
+    }
     spans = [nearest_last_frames(tracklets, t, features.grid, height, width).to(device) for t in range(count)]
-    maps = torch.empty(count, height * width, features.values.shape[1], device=device)
-    for rows, values in zip(maps, features.values, strict=True):
-        rows.copy_(unit(values.to(device).flatten(1).T.float()))
-    found: list[Pairs] = []
+    found: dict[tuple[int, int], Pairs] = {}
     every = frame_pairs(count, max_frame_pairs)
-    for i, j, similarities in progress(Cosines(maps, every), "best buddies"):
+    for i, j, similarities in progress(Cosines(features.values, every, device, memory), "best buddies"):
         source, target = best_buddies(similarities)
         supervised = (spans[i][source, 1] >= j) | (spans[j][target, 0] <= i)
         source, target = source[~supervised], target[~supervised]
-        peaks = {"side": side, "overlap": overlap, "candidates": candidates}
         ratio = torch.maximum(
-            ambiguity(similarities[source], tokens, **peaks), ambiguity(similarities[:, target].T, tokens, **peaks)
+            ambiguities(similarities, source, 0, tokens, **peaks), ambiguities(similarities, target, 1, tokens, **peaks)
         )
         weight = best_buddy_weight(ratio, similarities[source, target])
         first, second = torch.full_like(source, i), torch.full_like(target, j)
-        found.append(Pairs(first, second, tokens[source], tokens[target], weight).to("cpu"))
-    return Pairs.cat(found)
+        found[i, j] = Pairs(first, second, tokens[source], tokens[target], weight).to("cpu")
+    return Pairs.cat([found[pair] for pair in every])
 
 
 def principal_axes(features: FeatureMap, count: int) -> Float[Tensor, "k c"]:
@@ -295,16 +275,23 @@ def principal_axes(features: FeatureMap, count: int) -> Float[Tensor, "k c"]:
     return axes
 
 
+def principal_components(features: FeatureMap, count: int) -> Float[Tensor, "t cells k"]:
+    """The first `count` components of the normalised features of every token of all frames."""
+    axes = principal_axes(features, count)
+    # Filled in place: small results kept one by one among large temporaries leave holes in the heap that add up over the frames.
+    found = torch.empty(len(features), math.prod(features.values.shape[2:]), count)
+    for components, values in zip(found, features.values, strict=True):
+        torch.mm(unit(values.flatten(1).T.float().cpu()), axes.T, out=components)
+    return found
+
+
 def saliency_masks(features: FeatureMap, *, threshold: float = 0.6) -> Bool[Tensor, "t h w"]:
     """Foreground of a video without masks (§3): first principal component of the normalised features of all frames, < 0.6.
 
     The component is min-max scaled over the video; of its two signs that is taken which leaves less foreground on the border.
     """
     count, _, height, width = features.values.shape
-    axis = principal_axes(features, 1)[0]
-    score = torch.stack([unit(values.flatten(1).T.float().cpu()) @ axis for values in features.values]).view(
-        count, height, width
-    )
+    score = principal_components(features, 1).view(count, height, width)
     scaled = (score - score.min()) / (score.max() - score.min()).clamp(min=1e-8)
     border = torch.ones(height, width, dtype=torch.bool)
     border[1:-1, 1:-1] = False

@@ -34,7 +34,8 @@ def best_buddies(similarities: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " k"],
         values[1:] == values[:-1]
     ).any():  # equal columns, as black frames have: which one a row meets must be looked up
         mutual = (similarities == of_rows[:, None]) & (similarities == of_columns)
-        source, target = mutual.any(1).nonzero().squeeze(1), mutual.int().argmax(1)[mutual.any(1)]
+        source = mutual.any(1).nonzero().squeeze(1)
+        target = mutual.byte().argmax(1)[source]
     else:
         place = torch.searchsorted(values, of_rows).clamp(max=len(values) - 1)
         source = (values[place] == of_rows).nonzero().squeeze(1)

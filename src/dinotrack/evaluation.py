@@ -9,16 +9,17 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from dinotrack.correspondences import consecutive_flows
+from dinotrack.correspondences import consecutive_flows, stacked
 from dinotrack.data.badja import BADJA_SIZE, badja_truth, read_badja
 from dinotrack.data.queries import sample_queries
 from dinotrack.data.synthetic import Clip
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import rescale
+from dinotrack.memory import Budget
 from dinotrack.methods.flow_chain import FlowChainTracker
 from dinotrack.methods.raw_features import raw_feature_tracker
 from dinotrack.metrics import BadjaScores, TapVidScores, badja_metrics, tapvid_metrics
-from dinotrack.optical_flow import FlowEstimator
+from dinotrack.optical_flow import FlowEstimator, flows_over
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, PointTruth, Tracks, Video
 from dinotrack.trackers import Tracker, VisibilityRule
@@ -38,12 +39,12 @@ def baselines(
 ) -> dict[str, Tracker]:
     """What a fit must beat: its own raw features, and its own optical flow chained, on the same working frames.
 
-    Raw features are tracked where they lie; `flow` and `frames` must lie on one device.
+    `flow` and `frames` must lie on one device, on which raw features are tracked; these stay where they lie.
     """
-    forward, backward = (part.cpu() for part in consecutive_flows(frames, flow, progress))
+    forward, backward = stacked(consecutive_flows(flows_over(frames, flow), progress))
     rules = {"scale_constants": scale_constants, "visibility": visibility, "radius": radius, "memory": memory}
     return {
-        "raw_features": raw_feature_tracker(video, features, **rules).to(features.values.device),
+        "raw_features": raw_feature_tracker(video, features, **rules).to(frames.device, Budget(features="host")),
         "flow_chain": FlowChainTracker(forward, backward, video.size, video.fps, scale_constants=scale_constants),
     }
 

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from dinotrack.backbones import Backbone, Tap, VitBackbone, extract_features, extract_taps, identity
 from dinotrack.cache import cache_path, locked, stored
 from dinotrack.correspondences import saliency_masks
+from dinotrack.growing import FeatureEntry
+from dinotrack.memory import Budget
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, TensorStruct, Video
 
@@ -41,6 +43,7 @@ class FeaturePass:
     device: torch.device | str = "cpu"
     chunk: int = 4
     progress: Progress = silent
+    budget: Budget = field(default_factory=Budget)
 
     def features(self, *, saliency: bool = False) -> FeatureMap:
         """Raw features, cached; with `saliency` a pass that has to be made brings those masks too.
@@ -54,10 +57,7 @@ class FeaturePass:
             return found
         with self.locked():
             found = stored(FeatureMap, path)  # another process may have made the pass meanwhile
-            if found is None:
-                found = self.run(saliency)
-                found.save(path)
-            return found
+            return self.run(saliency) if found is None else found
 
     def saliency(self, features: FeatureMap) -> Bool[Tensor, "t h2 w2"]:
         """Foreground by the saliency of the backbone's last layer (§3), cached; `features` are this backbone's."""
@@ -76,24 +76,29 @@ class FeaturePass:
             return found.values
 
     def run(self, saliency: bool) -> FeatureMap:
-        """Make the features; of a ViT keep what else is wanted and not there, from the same pass."""
-        vit = self.backbone
-        if not isinstance(vit, VitBackbone):
-            return extract_features(vit, self.frames, **self.options)
-        kept = {tap: self.path("features", vit.tapped(tap)) for tap in self.beside if tap != vit.tap}
-        kept = {tap: path for tap, path in kept.items() if not path.exists()}
-        masks = self.path("saliency", vit.tapped(vit.last))
-        shown = [vit.last] if saliency and not masks.exists() else []
-        maps = extract_taps(vit, [vit.tap, *kept, *shown], self.frames, **self.options)
-        for tap, path in kept.items():
-            maps[tap].save(path)
+        """Make the features, straight into the cache; of a ViT keep what else is wanted and not there, from the same pass."""
+        vit, own = self.backbone, self.path("features", self.backbone.settings)
+        with ExitStack() as stack:
+            if not isinstance(vit, VitBackbone):
+                return extract_features(vit, self.frames, stack.enter_context(self.entry(own)), **self.options)
+            paths = {tap: self.path("features", vit.tapped(tap)) for tap in self.beside if tap != vit.tap}
+            paths = {vit.tap: own, **{tap: path for tap, path in paths.items() if not path.exists()}}
+            masks = self.path("saliency", vit.tapped(vit.last))
+            shown = [vit.last] if saliency and not masks.exists() else []
+            entries = {tap: stack.enter_context(self.entry(path)) for tap, path in paths.items()}
+            maps = extract_taps(vit, [*entries, *shown], self.frames, entries, **self.options)
         for tap in shown:
             Masks(saliency_masks(maps[tap])).save(masks)
         return maps[vit.tap]
 
+    def entry(self, path: Path) -> FeatureEntry:
+        """Features of the frames, about to be written at `path`."""
+        grid, size = self.backbone.grid, (self.frames.shape[3], self.frames.shape[2])
+        return FeatureEntry(path, len(self.frames), stride=grid.stride, offset=grid.offset, size=size)
+
     @property
     def options(self) -> dict[str, Any]:
-        return {"chunk": self.chunk, "device": self.device, "progress": self.progress}
+        return {"budget": self.budget, "chunk": self.chunk, "device": self.device, "progress": self.progress}
 
     def path(self, name: str, settings: dict[str, Any]) -> Path:
         """Where the entry `name` of the backbone with these settings lies."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from dinotrack.backbones import VitBackbone
 from dinotrack.errors import DinotrackError
+from dinotrack.growing import Rows
+from dinotrack.memory import Budget
 from dinotrack.networks import Refinement
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Grid
@@ -70,8 +72,6 @@ class LoraVit(Refinement):
             are out of range, or peft is not installed.
     """
 
-    tokens: Tensor
-
     def __init__(
         self, backbone: VitBackbone, rank: int = 8, alpha: float = 0.5, dropout: float = 0.1, blocks: int = 2
     ) -> None:
@@ -97,7 +97,8 @@ class LoraVit(Refinement):
         freeze(self.tuned)
         self.shape = (0, 0)
         device = backbone.vit.patch_embed.proj.weight.device
-        self.register_buffer("tokens", torch.zeros(0, 0, backbone.channels, device=device).half(), persistent=False)
+        # No buffer: those of a long video stay in the host's memory, or on disk.
+        self.tokens = torch.zeros(0, 0, backbone.channels, device=device).half()
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse frames of (W, H) that are smaller than the ViT's patch.
@@ -112,23 +113,35 @@ class LoraVit(Refinement):
             )
 
     @torch.no_grad()
-    def prepare(self, frames: UInt8[Tensor, "t 3 h w"], *, chunk: int = 4, progress: Progress = silent) -> None:
+    def prepare(
+        self,
+        frames: UInt8[Tensor, "t 3 h w"],
+        *,
+        chunk: int = 4,
+        budget: Budget = Budget(),
+        progress: Progress = silent,
+    ) -> None:
         """Run the frozen blocks over all frames of the video, on the backbone's device, and keep what enters the tuned ones.
+
+        It is kept there, or in the host's memory or on disk where the budget has no room for it.
 
         Raises:
             DinotrackError: when the frames are smaller than a patch, or a token leaves half precision's range.
         """
         self.check_size((frames.shape[3], frames.shape[2]))
         vit = self.backbone.vit
-        parts, shape = [], self.shape
+        device, shape = vit.patch_embed.proj.weight.device, self.shape
+        kept = Rows(len(frames), budget, device)
         for start in progress(range(0, len(frames), chunk), "LoRA tokens"):
-            images = frames[start : start + chunk].to(vit.patch_embed.proj.weight.device).float() / 255
+            images = frames[start : start + chunk].to(device).float() / 255
             tokens, shape = self.backbone.tokens(images, len(vit.blocks) - len(self.tuned))
-            parts.append(tokens.half().to(self.tokens.device))
-        kept = torch.cat(parts)
-        if not kept.isfinite().all():
-            raise DinotrackError("the ViT's tokens leave half precision's range; choose another layer or more blocks")
-        self.tokens, self.shape = kept, shape
+            half = tokens.half()
+            if not half.isfinite().all():
+                raise DinotrackError(
+                    "the ViT's tokens leave half precision's range; choose another layer or more blocks"
+                )
+            kept.add(half)
+        self.tokens, self.shape = kept.done(), shape
 
     def compile_parts(self) -> None:
         """The tuned blocks are what runs in a step."""
@@ -153,7 +166,7 @@ class LoraVit(Refinement):
             raise DinotrackError(
                 f"LoRA is prepared for {found}, asked for {expected}; call prepare with the video's frames"
             )
-        tokens = self.tokens[frames].float()
+        tokens = self.tokens[frames.to(self.tokens.device)].to(frames.device).float()
         for block in self.tuned:
             tokens = block(tokens)
         patches = tokens[:, self.backbone.vit.num_prefix_tokens :].float()

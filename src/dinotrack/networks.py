@@ -13,6 +13,7 @@ from dinotrack.equations import similarity
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres, resample, window
 from dinotrack.layers import BatchNorm, BlurPool
+from dinotrack.memory import Budget
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Grid
 from dinotrack.winograd import Conv5x5
@@ -32,7 +33,9 @@ class Refinement(nn.Module):
     def check_size(self, size: tuple[int, int]) -> None:
         """Refuse working frames of (W, H) that are too small."""
 
-    def prepare(self, frames: UInt8[Tensor, "t 3 h w"], *, progress: Progress = silent) -> None:
+    def prepare(
+        self, frames: UInt8[Tensor, "t 3 h w"], *, budget: Budget = Budget(), progress: Progress = silent
+    ) -> None:
         """Compute what depends on the video's working frames but not on the parameters."""
 
     def compile_parts(self) -> None:

@@ -21,6 +21,7 @@ from dinotrack.correspondences import (
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import FeaturePass
 from dinotrack.geometry import resize_frames, working_size
+from dinotrack.memory import Budget
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, Pairs, PairTable, Tracklets, Video
@@ -75,17 +76,19 @@ def preprocess(
     beside: Sequence[Tap] = (),
     device: torch.device | str = "cpu",
     chunk: int = 4,
+    budget: Budget = Budget(),
     progress: Progress = silent,
 ) -> Preprocessed:
-    """Features, tracklets and best buddies of a video, each built once and kept in the folder `cache`.
+    """Features, tracklets and best buddies of a video, each built once and kept in the folder `cache`, from which it is mapped.
 
-    Tracklets do not depend on the backbone but for its stride. A pass that makes features keeps those of `beside` too.
+    Tracklets do not depend on the backbone but for its stride. A pass that makes features keeps those of `beside` too. The
+    budget bounds what of all frames is in memory at once.
 
     Raises:
         DinotrackError: when no tracklet is found, or the cache cannot be written.
     """
     frames = working_frames(video, backbone.stride, resolution, size)
-    options = {"device": device, "chunk": chunk, "progress": progress}
+    options = {"device": device, "chunk": chunk, "progress": progress, "budget": budget}
     raw = FeaturePass(video, frames, backbone, cache, beside, **options)
     features = raw.features(saliency=not len(video.masks))
     shape = list(frames.shape[2:])
@@ -95,11 +98,12 @@ def preprocess(
         "drift": supervision.drift,
         "scale": supervision.scale_constants,
     }
+    flow = flow.to(device)  # on which the precision of its settings may depend
     key_flow = {"flow": flow.settings, "size": shape, **of_flow}
     tracklets = build_or_load(
         Tracklets,
         cache_path(cache, video, "tracklets", key_flow),
-        lambda: build_tracklets(frames, flow.to(device), **of_flow, device=device, progress=progress),
+        lambda: build_tracklets(frames, flow, **of_flow, device=device, progress=progress),
     )
     if not len(tracklets):
         raise DinotrackError(
@@ -119,6 +123,7 @@ def preprocess(
             max_frame_pairs=supervision.max_frame_pairs,
             scale=supervision.scale_constants,
             device=device,
+            memory=budget.share(device),
             progress=progress,
         ),
     )

@@ -12,7 +12,7 @@ from dinotrack.errors import DinotrackError
 from dinotrack.geometry import cell_centres, centres, constant_scale, look_up, sample
 from dinotrack.networks import TrackerHead
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import PIXELS, FeatureMap, Pairs
+from dinotrack.structs import PIXELS, FeatureMap, Grid, Pairs
 
 FramePairs = Sequence[tuple[int, int]]
 """Ordered pairs of different frames."""
@@ -65,19 +65,20 @@ def refined_best_buddies(
     """Mutual nearest neighbours in refined features Φ, w = 2·s³ (§3): no flow filter, no ambiguity term.
 
     From each frame to its partner in `frame_pairs`, and with `both` back; at most `search`'s share of either class, each way.
+    The search is on the masks' device, to which features that lie elsewhere come frame by frame.
     """
-    _, _, height, width = features.values.shape
-    tokens = centres(height, width, features.grid, features.values.device)
+    device, (height, width) = masks.device, features.values.shape[2:]
+    tokens = centres(height, width, features.grid, device)
     found: list[Pairs] = []
     for i, j in progress(frame_pairs, "refined best buddies"):
-        here, there = (features.values[t].flatten(1).T.float() for t in (i, j))
+        here, there = (features.values[t].to(device).flatten(1).T.float() for t in (i, j))
         cosines = similarity(here, there)
         source, target = best_buddies(cosines)
         frames = (torch.full_like(source, i), torch.full_like(target, j))
         buddies = Pairs(*frames, tokens[source], tokens[target], cubed(cosines[source, target]))
         for way in (buddies, buddies.flip())[: 1 + both]:
             found.append(way[search.share(look_up(masks, way.source, way.source_xy, features.size), generator)])
-    return Pairs.cat(found, features.values.device)
+    return Pairs.cat(found, device)
 
 
 @torch.no_grad()
@@ -96,14 +97,15 @@ def cycle_pairs(
     """Random pixels x^i with x^j = Π(x^i, j), where Π(x^j, i) comes back to within γ; w = 0.8^e (§3).
 
     From each frame to its partner in `frame_pairs`, and with `both` back; `search`'s shares count candidates, before the limit.
-    The masks are of the working size. `scale` takes γ and R as pixels at a long side of 854.
+    The masks are of the working size and lie on the device of the search. `scale` takes γ and R as pixels at a long side of 854.
     """
-    factor, found = constant_scale(features.size) if scale else 1.0, [Pairs.empty(features.values.device)]
+    factor, found = constant_scale(features.size) if scale else 1.0, [Pairs.empty(masks.device)]
     ways = [way for i, j in frame_pairs for way in ((i, j), (j, i))[: 1 + both]]
     for i, j in progress(ways, "cycle-consistent pairs"):
+        here, there = (features.values[t].to(masks.device) for t in (i, j))
         start = random_pixels(masks[i], search, generator)
-        reached = follow_features(features, head, start, i, j, factor)
-        error = (follow_features(features, head, reached, j, i, factor) - start).norm(dim=1) / factor
+        reached = follow_features(here, there, features.grid, head, start, factor)
+        error = (follow_features(there, here, features.grid, head, reached, factor) - start).norm(dim=1) / factor
         kept = error <= search.gamma
         source, target = (torch.full_like(kept, k, dtype=torch.long)[kept] for k in (i, j))
         found.append(Pairs(source, target, start[kept], reached[kept], cycle_weight(error[kept], base=search.base)))
@@ -111,12 +113,16 @@ def cycle_pairs(
 
 
 def follow_features(
-    features: FeatureMap, head: TrackerHead, xy: Float[Tensor, "n 2"], source: int, target: int, scale: float
+    source: Float[Tensor, "c h w"],
+    target: Float[Tensor, "c h w"],
+    grid: Grid,
+    head: TrackerHead,
+    xy: Float[Tensor, "n 2"],
+    scale: float,
 ) -> Float[Tensor, "n 2"]:
-    """Π(x^i, j): where the head finds in frame `target` what lies at `xy` in frame `source`, at working resolution."""
-    frame = torch.full((len(xy),), source, device=xy.device)
-    wanted = sample(features.values, frame, xy, features.grid)
-    return head.find(wanted, features.values[target], features.grid, scale)
+    """Π(x^i, j): where the head finds in the target's features what lies at `xy` in the source's, at working resolution."""
+    wanted = sample(source[None], torch.zeros(len(xy), dtype=torch.long, device=xy.device), xy, grid)
+    return head.find(wanted, target, grid, scale)
 
 
 def random_pixels(mask: Bool[Tensor, "h w"], search: PairSearch, generator: torch.Generator) -> Float[Tensor, "n 2"]:

@@ -199,8 +199,11 @@ def write_scores(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def compare(folders: Sequence[Path], output: Path | None = None) -> None:
+def compare(folders: Sequence[Path], output: Path | None = None) -> list[list[dict[str, Any]]]:
     """Score folders and print one table of their means, a line each; with `output` write output.csv and output.md as well.
+
+    Returns:
+        the rows of each folder that has predictions.
 
     Raises:
         DinotrackError: as `write_scores` does.
@@ -220,3 +223,4 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> None:
         every = [row for each in rows for row in each]
         write_atomically(output.with_name(f"{output.name}.csv"), lambda path: path.write_text(as_csv(every)))
         write_atomically(output.with_name(f"{output.name}.md"), lambda path: path.write_text(markdown(titles, cells)))
+    return rows

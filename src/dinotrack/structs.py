@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,25 +17,39 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
+from dinotrack.mapped import read_safetensors
 
 S = TypeVar("S", bound="TensorStruct")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it; a failure leaves neither file behind."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+@contextmanager
+def saying_where(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into one line that names it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
+        yield
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DinotrackError(f"cannot write {path}: {reason}; free space or choose another folder") from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """The name under which a file is written before it is whole; no other process or call has it."""
+    return path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it; a failure leaves neither file behind."""
+    temporary = temporary_beside(path)
+    try:
+        with saying_where(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -73,15 +87,14 @@ class TensorStruct:
 
     @classmethod
     def load(cls: type[S], path: str | os.PathLike[str]) -> S:
-        """Read what `save` wrote.
+        """Read what `save` wrote; tensors are mapped, not read as a whole.
 
         Raises:
             DinotrackError: when the file is no safetensors file or not of this struct.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                plain = json.loads(file.metadata()["plain"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors, metadata = read_safetensors(path)
+            plain = json.loads(metadata["plain"])
             plain = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
             return cls(**tensors, **plain)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

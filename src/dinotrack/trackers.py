@@ -11,6 +11,8 @@ from torch import Tensor
 from dinotrack.equations import confidence, trajectory_agreement
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import constant_scale, rescale, sample
+from dinotrack.growing import placed
+from dinotrack.memory import Budget
 from dinotrack.networks import TrackerHead
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, Tracks
@@ -60,9 +62,10 @@ def _reject(wrong: Shaped[Tensor, " n"], queries: Shaped[Tensor, "n 3"], why: st
 class FeatureTracker:
     """Tracks by the similarity of features (Eq. 2) with visibility by trajectory agreement (§6).
 
-    `features` at working resolution; `size` (W, H) and `fps` of the video as loaded; `memory` bounds, in bytes, what one chunk of
-    queries takes beside the features. `shift`, in working pixels, is taken off positions on their way in and added on their way
-    out: 0.5 for networks that were fitted to pixel indices (§0).
+    `features` at working resolution, which may lie in the host's memory or on disk while the head is on a GPU; `size` (W, H) and
+    `fps` of the video as loaded; `memory` bounds, in bytes, what one chunk of queries takes beside the features. `shift`, in
+    working pixels, is taken off positions on their way in and added on their way out: 0.5 for networks that were fitted to pixel
+    indices (§0).
     """
 
     def __init__(
@@ -82,15 +85,16 @@ class FeatureTracker:
 
     @property
     def device(self) -> torch.device:
-        return self.features.values.device
+        """Where it computes; the features of a frame come there if they lie elsewhere."""
+        return next(self.head.parameters()).device
 
     @property
     def frames(self) -> int:
         return len(self.features)
 
-    def to(self, device: torch.device | str) -> "FeatureTracker":
-        """Move features and head to `device`, in place."""
-        self.features, self.head = self.features.to(device), self.head.to(device)
+    def to(self, device: torch.device | str, budget: Budget = Budget()) -> "FeatureTracker":
+        """Move the head to `device`, and the features if the budget has room for them there; in place."""
+        self.features, self.head = placed(self.features, device, budget), self.head.to(device)
         return self
 
     @torch.no_grad()
@@ -127,7 +131,9 @@ class FeatureTracker:
     ) -> Float[Tensor, "n t 2"]:
         """Π of queries in every frame (Eq. 2), all at working resolution and at once; in its own frame the query."""
         wanted = self._sample(frame, query_xy)
-        xy = torch.stack([self.locate(wanted, t) for t in progress(range(self.frames), "tracks")], 1)
+        xy = query_xy.new_empty(len(frame), self.frames, 2)  # in place: see `principal_components`
+        for t in progress(range(self.frames), "tracks"):
+            xy[:, t] = self.locate(wanted, t)
         xy[torch.arange(len(frame), device=self.device), frame] = query_xy
         return xy
 
@@ -137,7 +143,9 @@ class FeatureTracker:
     ) -> tuple[Bool[Tensor, "n t"], Float[Tensor, "n t"]]:
         """Visibility by trajectory agreement (§6) and confidence of tracks at working resolution, queried in `frame`."""
         rows = torch.arange(len(frame), device=self.device)
-        along = torch.stack([self._sample(torch.full_like(frame, t), xy[:, t]) for t in range(self.frames)], 1)
+        along = xy.new_empty(len(frame), self.frames, self.features.values.shape[1])
+        for t in range(self.frames):
+            along[:, t] = self._sample(torch.full_like(frame, t), xy[:, t])
         cosine = F.cosine_similarity(along, along[rows, frame][:, None], dim=-1)
         disagreement, limit = self._agreement(xy, along, cosine, progress)
         visible = (disagreement <= limit[:, None]) & (cosine >= self.visibility.visible)
@@ -167,11 +175,12 @@ class FeatureTracker:
         return constant_scale(self.features.size) if self.scale_constants else 1.0
 
     def _sample(self, frame: Int[Tensor, " n"], xy: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
-        return sample(self.features.values, frame, xy, self.features.grid)
+        values = self.features.values
+        return sample(values, frame.to(values.device), xy.to(values.device), self.features.grid).to(self.device)
 
     def locate(self, wanted: Float[Tensor, "n c"], frame: int) -> Float[Tensor, "n 2"]:
         """Π: where each wanted feature is in `frame`, at working resolution."""
-        values = self.features.values[frame]
+        values = self.features.values[frame].to(self.device)
         height, width = values.shape[1:]
         rows = max(1, int(self.memory / 2 / (4 * 3 * height * width)))  # three maps a row
         chunks = [self.head.find(part, values, self.features.grid, self._scale) for part in wanted.split(rows)]

@@ -13,7 +13,9 @@ from dinotrack.backbones import Backbone, build_backbone, identity
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import video_features
+from dinotrack.growing import Rows, placed
 from dinotrack.lora import LoraVit
+from dinotrack.memory import Budget
 from dinotrack.networks import DeltaDino, Refinement, TrackerHead
 from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
@@ -32,20 +34,26 @@ def refine_features(
     *,
     every: int = 1,
     chunk: int = 8,
+    budget: Budget = Budget(),
     progress: Progress = silent,
 ) -> FeatureMap:
-    """Φ of each `every`-th frame (Eq. 1) in half precision, with BatchNorm's running statistics; `chunk` at a time on a GPU."""
+    """Φ of each `every`-th frame (Eq. 1) in half precision, with BatchNorm's running statistics; `chunk` at a time on a GPU.
+
+    Where the budget has no room for all of them on the network's device, they lie in the host's memory or on disk.
+
+    Raises:
+        DinotrackError: when they have to lie on disk, and cannot be written.
+    """
     training, device = delta.training, next(delta.parameters()).device
     delta.eval()
     chosen = torch.arange(0, len(raw), every)
-    refined = torch.empty_like(raw.values[::every])
+    refined = Rows(len(chosen), budget, device)
     # On a CPU one frame at a time is faster: its maps are more than the cache holds as it is.
     for numbers in progress(chosen.split(chunk if device.type == "cuda" else 1), "refined features"):
         inputs = (raw.values[numbers].to(device), frames[numbers].to(device))
-        first = int(numbers[0]) // every
-        refined[first : first + len(numbers)] = delta.refine(*inputs, numbers.to(device), raw.grid).to(refined)
+        refined.add(delta.refine(*inputs, numbers.to(device), raw.grid).to(raw.values.dtype))
     delta.train(training)
-    return FeatureMap(refined, raw.stride, raw.offset, raw.size)
+    return FeatureMap(refined.done(), raw.stride, raw.offset, raw.size)
 
 
 class DinoTracker(FeatureTracker):
@@ -128,10 +136,12 @@ def assemble(
     settings: Mapping[str, Any],
     *,
     memory: float = 1e9,
+    budget: Budget = Budget(),
     progress: Progress = silent,
 ) -> DinoTracker:
     """The tracker of a video from its raw features and fitted networks."""
-    return DinoTracker(refine_features(raw, frames, delta, progress=progress), delta, head, settings, memory=memory)
+    refined = refine_features(raw, frames, delta, budget=budget, progress=progress)
+    return DinoTracker(refined, delta, head, settings, memory=memory)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -200,11 +210,13 @@ def load_dino_tracker(
     cache: Path | None = None,
     device: torch.device | str = "cpu",
     memory: float = 1e9,
+    budget: Budget = Budget(),
     progress: Progress = silent,
 ) -> DinoTracker:
     """The tracker of a checkpoint, for the video that it was fitted to; features come from the cache or are computed again.
 
-    `backbone` replaces the one that the checkpoint names, whose kind then need not be dinotrack's own.
+    `backbone` replaces the one that the checkpoint names, whose kind then need not be dinotrack's own. `memory` bounds, in bytes,
+    what one chunk of queries takes; the budget says where the features of all frames may lie.
 
     Raises:
         DinotrackError: for an unreadable checkpoint, another video, or another backbone.
@@ -225,6 +237,8 @@ def load_dino_tracker(
     delta, head = load_networks(content, path, backbone)
     frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]))
     backbone = backbone.to(device)
-    delta.prepare(frames, progress=progress)
-    raw = video_features(video, frames, backbone, cache or default_cache(), device=device, progress=progress)
-    return assemble(raw.to(device), frames, delta.to(device), head.to(device), about, memory=memory, progress=progress)
+    delta.prepare(frames, budget=budget, progress=progress)
+    common = {"budget": budget, "progress": progress}
+    raw = video_features(video, frames, backbone, cache or default_cache(), device=device, **common)
+    networks = (delta.to(device), head.to(device))
+    return assemble(placed(raw, device, budget), frames, *networks, about, memory=memory, **common)

@@ -18,6 +18,8 @@ from dinotrack.backbones import Backbone
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import video_features
+from dinotrack.growing import placed
+from dinotrack.memory import Budget
 from dinotrack.methods.dino_tracker import (
     DinoTracker,
     assemble,
@@ -200,6 +202,7 @@ def load_published(
     cache: Path | None = None,
     device: torch.device | str = "cpu",
     memory: float = 1e9,
+    budget: Budget = Budget(),
     progress: Progress = silent,
 ) -> DinoTracker:
     """The tracker of a published checkpoint for the video that it was fitted to, on the backbone that it was fitted to.
@@ -215,8 +218,10 @@ def load_published(
     delta, head = read_published(source, iteration)
     about = describe_published(delta, head, video, backbone, size, index_positions)
     frames = working_frames(video, backbone.stride, size=size)
-    raw = video_features(video, frames, backbone.to(device), cache or default_cache(), device=device, progress=progress)
-    return assemble(raw.to(device), frames, delta.to(device), head.to(device), about, memory=memory, progress=progress)
+    common = {"budget": budget, "progress": progress}
+    raw = video_features(video, frames, backbone.to(device), cache or default_cache(), device=device, **common)
+    networks = (delta.to(device), head.to(device))
+    return assemble(placed(raw, device, budget), frames, *networks, about, memory=memory, **common)
 
 
 def describe_published(

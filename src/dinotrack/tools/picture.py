@@ -18,6 +18,7 @@ from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import video_features
 from dinotrack.geometry import resize_frames
+from dinotrack.growing import placed
 from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
 from dinotrack.methods.raw_features import raw_feature_tracker
 from dinotrack.mp4 import save_video
@@ -78,7 +79,7 @@ class FittedRun:
         frames = working_frames(opened, backbone.stride, size=tuple(about["working_size"]))
         raw = video_features(opened, frames, backbone, cache or default_cache(), **common)
         tracker = load_dino_tracker(path, opened, backbone=backbone, cache=cache, **common)
-        return cls(path.parent, opened, raw.to(common["device"]), tracker, cache)
+        return cls(path.parent, opened, placed(raw, common["device"]), tracker, cache)
 
     @property
     def config(self) -> DictConfig:
@@ -95,7 +96,7 @@ class FittedRun:
         """What the backbone's features say before they were refined."""
         radius, scale = self.tracker.head.radius, self.tracker.scale_constants
         tracker = raw_feature_tracker(self.video, self.raw, radius=radius, scale_constants=scale)
-        return tracker.to(self.raw.values.device)
+        return tracker.to(self.tracker.device)
 
     def given_masks(self) -> Bool[Tensor, "m h w"]:
         """The masks that it was run with, none if it was run without."""
@@ -107,7 +108,7 @@ class FittedRun:
     def tracklets(self) -> Tracklets:
         """The optical flow's tracklets that supervised it, from the cache or computed again."""
         config = self.config
-        config.device = str(self.raw.values.device)
+        config.device = str(self.tracker.device)
         config.cache_dir = str(self.cache) if self.cache else config.cache_dir
         data = prepare(config, replace(self.video, masks=self.given_masks()), shown)
         return data.store.flow.tracklets

@@ -1,4 +1,4 @@
-"""`dinotrack render tracks.npz video [overlay.mp4 | picture.png] [options]`."""
+"""`dinotrack render RUN [OUTPUT]`, or `dinotrack render tracks.npz VIDEO [OUTPUT]`; OUTPUT is overlay.mp4 or a picture.png."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from dinotrack.data import open_video
 from dinotrack.data.export import load_npz
 from dinotrack.errors import DinotrackError
 from dinotrack.mp4 import save_video
 from dinotrack.progress import shown
-from dinotrack.structs import NO_TRUTH, PointTruth, Tracks, Video
+from dinotrack.structs import NO_TRUTH, PointTruth, Tracks
 from dinotrack.tools.arguments import numbers
+from dinotrack.viewer import open_sources
 from dinotrack.visualization import COLOURINGS, compare_tracks, render_overlay, save_png
 from dinotrack.visualization.side_by_side import frames_in_a_row
 
@@ -21,10 +21,10 @@ ENDINGS = (".mp4", ".m4v", ".mov", ".png")
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    tracks = [load_npz(path) for path in (options.tracks, *options.compare)]
-    video = open_video(options.video, start=options.start, stop=options.start + tracks[0].xy.shape[1])
-    for path, each in zip((options.tracks, *options.compare), tracks, strict=True):
-        check(path, each, options.video, video)
+    video, sets = open_sources(options.tracks, *options.compare, video=options.video, start=options.start)
+    tracks = [each.tracks for each in sets]
+    if options.output.resolve() == Path(video.path).resolve():
+        raise DinotrackError(f"{options.output} is the video that was tracked; give the picture another name")
     marks = {"trail": options.trail, "every": options.every, "colour": options.colour}
     marks["truth"] = read_truth(options.truth, tracks[0])
     if options.output.suffix.lower() == ".png":
@@ -40,15 +40,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="dinotrack render", description="draw tracks over their video")
-    parser.add_argument("tracks", type=Path, help="tracks.npz of a run folder")
-    parser.add_argument("video", help="the video file or folder of frames that was tracked")
-    parser.add_argument(
-        "output", type=Path, nargs="?", default=Path("overlay.mp4"), help="ends in .mp4 or .png; default: overlay.mp4"
-    )
+    usage = "%(prog)s RUN [OUTPUT] [options]\n       %(prog)s tracks.npz VIDEO [OUTPUT] [options]"
+    parser = argparse.ArgumentParser("dinotrack render", usage, description="draw tracks over their video")
+    parser.add_argument("tracks", type=Path, help="a run folder, or a file of tracks (.npz)")
+    words = "the video that was tracked, then the output, which ends in .mp4 or .png; default: overlay.mp4"
+    parser.add_argument("words", nargs="*", metavar="VIDEO, OUTPUT", help=words)
+    parser.add_argument("--video", help="where the video is, if not where it was tracked")
     parser.add_argument("--trail", type=int, default=10, help="frames of a track that stay behind each point")
     parser.add_argument("--every", type=int, default=1, help="draw only every so many-th point")
-    parser.add_argument("--start", type=int, default=0, help="first frame, where a part of the video was tracked")
+    parser.add_argument("--start", type=int, help="first frame that was tracked, if the run folder does not say")
     parser.add_argument("--colour", choices=tuple(COLOURINGS), default="start", help="what a point's colour says")
     parser.add_argument("--truth", type=Path, help="true positions: red lines show the errors; .npz or .safetensors")
     parser.add_argument(
@@ -57,7 +57,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--title", action="append", default=[], help="of each panel in turn, tracks first")
     parser.add_argument("--columns", type=int, help="panels in a row; default: all")
     parser.add_argument("--frames", type=numbers, help="only these frames, as in 0,12,24; default of a .png: 4 of all")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    options.video, options.output = places(options, parser)
     if options.output.suffix.lower() not in ENDINGS:
         parser.error(f"output {options.output}: expected a name that ends in {', '.join(ENDINGS)}")
     if len(options.title) not in (0, 1 + len(options.compare)):
@@ -65,13 +66,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def check(path: Path, tracks: Tracks, name: str, video: Video) -> None:
-    """Let pass tracks of this video."""
-    if tracks.xy.shape[1] != len(video) or tracks.size != video.size:
-        raise DinotrackError(
-            f"{path} has {tracks.xy.shape[1]} frames of {tracks.size}, "
-            f"{name} has {len(video)} of {video.size}; give the video that was tracked"
-        )
+def places(options: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[str | None, Path]:
+    """Where the video and the output are: of a run folder the video is known, after a file of tracks it comes first."""
+    words = list(options.words)
+    told = options.video is not None
+    if len(words) > 2 - told:
+        parser.error(f"{' '.join(words)}: expected at most {'OUTPUT' if told else 'VIDEO and OUTPUT'}")
+    first = not told and (len(words) == 2 or (len(words) == 1 and not options.tracks.is_dir()))
+    video = words.pop(0) if first else options.video
+    return video, Path(words[0] if words else "overlay.mp4")
 
 
 def read_truth(path: Path | None, tracks: Tracks) -> PointTruth:

@@ -20,4 +20,5 @@ def main(arguments: Sequence[str]) -> None:
 
     if options.output and not options.output.name:
         parser.error(f"--output {options.output}: expected a name, as runs/all for runs/all.csv and runs/all.md")
-    compare(options.folders, options.output)
+    folders = [path for path in options.folders if not path.is_file()]  # runs/evaluate/* also names the plan of a sweep
+    compare(folders or options.folders, options.output)

@@ -24,7 +24,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     options = parser.parse_args(arguments)
 
-    video, sets = open_sources(options.run, options.compare, video=options.video, start=options.start)
+    sources = [options.run, *([options.compare] if options.compare else [])]
+    video, sets = open_sources(*sources, video=options.video, start=options.start)
     objects = read_objects(options.objects, sets[0].tracks, video) if options.objects else NO_OBJECTS
     output = options.output or tracks_file(options.run).parent / "view.html"
     sizes = {"max_side": options.max_side, "quality": options.quality}

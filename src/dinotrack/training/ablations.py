@@ -104,7 +104,8 @@ ENDING = ["commit", "hardware", "cpu_threads"]
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """What a row depends on."""
     whole: Any = OmegaConf.to_container(config, resolve=True)
-    dropped = ("cache_dir", "logger", "render", "trail", "memory", "resume", "checkpoint_every", "table")
+    dropped = ("cache_dir", "logger", "render", "trail", "resume", "checkpoint_every", "table")
+    dropped += ("memory", "memory_limit", "features_on", "plan")
     dropped += ("threads", "objective", "layers", "facets", "swept")
     kept = {name: value for name, value in whole.items() if name not in dropped}
     return kept | {"callbacks": {name: value for name, value in whole["callbacks"].items() if name not in WATCHING}}

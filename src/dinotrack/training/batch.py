@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from dinotrack.growing import placed
+from dinotrack.memory import Budget
 from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable, TensorStruct
 from dinotrack.training.tracklet_table import TrackletTable
 
@@ -65,7 +67,8 @@ def send(values: Shaped[Tensor, "..."], device: torch.device) -> Shaped[Tensor, 
 class Store(TensorStruct):
     """What minibatches are drawn from: images, features and masks on the training device, what is sampled on the CPU.
 
-    Drawing is arithmetic on a few numbers and gathers.
+    Drawing is arithmetic on a few numbers and gathers. Features may lie elsewhere too, in the host's memory or on disk: then a
+    minibatch's frames travel.
     """
 
     images: UInt8[Tensor, "t 3 h w"]
@@ -77,6 +80,11 @@ class Store(TensorStruct):
     masks: Bool[Tensor, "t h w"]
     """Foreground, at working resolution."""
     scale_constants: bool = True
+
+    def on(self, device: torch.device | str, budget: Budget = Budget()) -> "Store":
+        """Images and masks on `device`, and the features if the budget has room for them there; the tables stay on the CPU."""
+        features = placed(self.features, device, budget)
+        return replace(self, images=self.images.to(device), masks=self.masks.to(device), features=features)
 
     def to(self, device: torch.device | str) -> "Store":
         """Images, features and masks on `device`; the tables stay on the CPU."""
@@ -105,7 +113,7 @@ class Store(TensorStruct):
         return Batch(
             frames=index,
             images=self.images[index],
-            features=self.features.values[index].contiguous(memory_format=torch.channels_last),
+            features=self.features_of(frames, index).contiguous(memory_format=torch.channels_last),
             flow=flow,
             best_buddies=best_buddies,
             refined=refined,
@@ -116,6 +124,11 @@ class Store(TensorStruct):
             size=self.features.size,
             scale_constants=self.scale_constants,
         )
+
+    def features_of(self, frames: Int[Tensor, " b"], index: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+        """Raw features of these frames on the device of their numbers `index`."""
+        values = self.features.values
+        return values[index] if values.device == index.device else send(values[frames], index.device)
 
     def frames_with_tracklets(
         self,

@@ -65,8 +65,8 @@ class RebuildPairs(L.Callback):
         if self.frame_pairs == "batch" or not self.due(trainer.global_step, pl_module.steps):
             return
         data, networks = pl_module.data, (pl_module.delta, pl_module.head)
-        sizes = {"count": int(self.frame_pairs), "every": data.batch.every, "chunk": self.chunk}
-        tables = rebuilt_tables(data.store, *networks, self.search, data.generator, pl_module.losses.reads, **sizes)
+        how = {"count": int(self.frame_pairs), "every": data.batch.every, "chunk": self.chunk, "budget": data.budget}
+        tables = rebuilt_tables(data.store, *networks, self.search, data.generator, pl_module.losses.reads, **how)
         data.replace_tables(**tables)
         found: dict[str, Any] = {f"pairs/{name}": float(len(table)) for name, table in tables.items()}
         if "cycle" in tables:

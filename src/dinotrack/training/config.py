@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dinotrack.backbones import Backbone, Tap
 from dinotrack.errors import DinotrackError
+from dinotrack.memory import Budget
 from dinotrack.networks import Refinement
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import NO_TRUTH, PointTruth, Video
@@ -83,9 +84,16 @@ def make_data(
         batch=instantiate(config.method.batch),
         seed=config.seed,
         device=pick_device(config.device),
+        budget=budget_of(config),
         progress=progress,
         truth=truth,
     )
+
+
+def budget_of(config: DictConfig) -> Budget:
+    """What a run may hold in memory; files for what does not fit lie in its cache."""
+    folder = Path(config.cache_dir).expanduser() if config.cache_dir else None
+    return Budget(config.get("memory_limit"), folder, config.get("features_on", "auto"))
 
 
 def taps_of(config: DictConfig) -> list[Tap]:

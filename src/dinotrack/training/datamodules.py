@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from dinotrack.backbones import Backbone, Tap
 from dinotrack.cache import default_cache
 from dinotrack.geometry import look_up, resize_masks, working_size
+from dinotrack.memory import Budget
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.preprocessing import Preprocessed, Supervision, preprocess
 from dinotrack.progress import Progress, silent
@@ -41,8 +42,8 @@ class VideoDataModule(L.LightningDataModule):
     """Preprocesses a video through the cache, then draws minibatches on the training device (method §5).
 
     `resolution` is the long side of the working frames; `size` = (W, H) fixes both sides instead. `beside` names further
-    (layer, facet) of a ViT whose features its pass keeps in the cache. `truth` is never trained on: callbacks score the fit
-    against it.
+    (layer, facet) of a ViT whose features its pass keeps in the cache. The budget bounds what of all frames is in memory.
+    `truth` is never trained on: callbacks score the fit against it.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class VideoDataModule(L.LightningDataModule):
         batch: BatchSettings = BatchSettings(),
         seed: int = 0,
         device: torch.device | str = "cpu",
+        budget: Budget = Budget(),
         progress: Progress = silent,
         truth: PointTruth = NO_TRUTH,
     ) -> None:
@@ -68,7 +70,7 @@ class VideoDataModule(L.LightningDataModule):
         self.resolution, self.size = resolution, size
         self.supervision, self.beside, self.batch = supervision, beside, batch
         self.generator = torch.Generator().manual_seed(seed)
-        self.device, self.progress, self.truth = device, progress, truth
+        self.device, self.budget, self.progress, self.truth = device, budget, progress, truth
         self.store: Store
 
     @property
@@ -93,6 +95,7 @@ class VideoDataModule(L.LightningDataModule):
             supervision=self.supervision,
             beside=self.beside,
             device=self.device,
+            budget=self.budget,
             progress=self.progress,
         )
 
@@ -124,7 +127,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         if self.trainer is not None:
-            self.store = self.store.to(self.trainer.strategy.root_device)
+            self.store = self.store.on(self.trainer.strategy.root_device, self.budget)
         # No workers: the store lives on the training device, and a callback's new tables must reach the next minibatch.
         # As long as the fit; of one that counts epochs, one is as long as the published fit.
         steps = self.trainer.max_steps if self.trainer is not None and self.trainer.max_steps > 0 else 10_000

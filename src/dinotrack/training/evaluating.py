@@ -13,20 +13,22 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dinotrack.benchmark_metrics import flattened
 from dinotrack.cache import default_cache
 from dinotrack.data.benchmarks import Benchmark, BenchmarkClip
 from dinotrack.data.export import save_npz
 from dinotrack.errors import DinotrackError, Stopped
-from dinotrack.evaluation import predict
+from dinotrack.evaluation import predict, score_tracks
 from dinotrack.methods.published import PUBLISHED_SIZE, load_published
 from dinotrack.progress import shown
-from dinotrack.scoreboard import SUMMARY, TRACKS, TRUTH, finished
+from dinotrack.scoreboard import SUMMARY, TRACKS, TRUTH, finished, means_of
 from dinotrack.structs import Tracks
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import settings_of
-from dinotrack.training.config import compose_config, fixed_size, pick_device
+from dinotrack.training.config import budget_of, compose_config, fixed_size, pick_device
 from dinotrack.training.fit import flatten
-from dinotrack.training.stages import Stages
+from dinotrack.training.loggers import RunLoggers
+from dinotrack.training.runs import CHECKPOINT, Run, save_config, say
 from dinotrack.training.stopping import RESUME
 from dinotrack.training.unfitted import UNFITTED
 
@@ -51,7 +53,7 @@ UNREAD += ("queries", "queries_frame", "queries_on_mask")
 FITTED = ("losses", "callbacks", "trainer", "steps", "compile", "supervision")
 """What a method that is not fitted does not read."""
 
-Make = Callable[[BenchmarkClip, Path, Stages], Tracker]
+Make = Callable[[BenchmarkClip, Run], Tracker]
 
 
 def benchmark_of(config: DictConfig) -> Benchmark:
@@ -114,13 +116,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def predict_clips(
-    config: DictConfig,
-    folder: Path,
-    make: Make,
-    save_config: Callable[[DictConfig, Path], None],
-    say: Callable[[str], None],
-) -> None:
+def predict_clips(config: DictConfig, folder: Path, make: Make) -> None:
     """Predict the chosen clips that are not finished; one that fails does not keep the others from their turn.
 
     Raises:
@@ -141,7 +137,7 @@ def predict_clips(
             say(
                 f"{place}: {len(clip.video)} frames of {clip.video.size[0]}x{clip.video.size[1]}, {len(clip.truth)} queries"
             )
-            predict_clip(config, clip, folder / clip.name, make, settings, save_config)
+            predict_clip(config, clip, folder / clip.name, make, settings)
         except Stopped as error:
             raise Stopped(f"{place}: {error.where}", "the same command goes on from there", error.number) from error
         except Exception as error:  # of one clip, as memory that does not suffice; the others have their turn
@@ -158,30 +154,37 @@ def predict_clips(
         )
 
 
-def predict_clip(
-    config: DictConfig,
-    clip: BenchmarkClip,
-    folder: Path,
-    make: Make,
-    settings: dict[str, Any],
-    save_config: Callable[[DictConfig, Path], None],
-) -> None:
-    """Track the queries of one clip and keep tracks, ground truth, costs and settings; the summary comes last."""
-    stages = Stages()
+def predict_clip(config: DictConfig, clip: BenchmarkClip, folder: Path, make: Make, settings: dict[str, Any]) -> None:
+    """Track the queries of one clip and keep tracks, ground truth, costs and settings; the summary comes last.
+
+    A fit's loggers are told the clip's scores at the end.
+    """
     save_config(config, folder)
-    tracks = no_tracks(clip)
-    if len(clip.truth):  # else there is nothing to fit for
-        tracker = make(clip, folder, stages)
-        with stages.stage("track"):
-            tracks = predict(tracker, clip.truth, clip.video.size, progress=shown)
-    save_npz(tracks, folder / TRACKS)
-    clip.truth.save(folder / TRUTH)
-    about = {"benchmark": config.benchmark.name, "method": config.method.name, "clip": clip.name}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    stages.save(folder / SUMMARY, evaluation={**about, "settings": settings, "settings_hash": digest})
-    spare = [RESUME] if config.save_tracker else [RESUME, "tracker.ckpt"]
+    with RunLoggers(config, folder) as loggers:
+        run = Run(config, folder, clip.video, clip.truth, loggers)
+        tracks = no_tracks(clip)
+        if len(clip.truth):  # else there is nothing to fit for
+            tracker = make(clip, run)
+            with run.stages.stage("track"):
+                tracks = predict(tracker, clip.truth, clip.video.size, progress=shown)
+        save_npz(tracks, folder / TRACKS)
+        clip.truth.save(folder / TRUTH)
+        about = {"benchmark": config.benchmark.name, "method": config.method.name, "clip": clip.name}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        run.stages.save(folder / SUMMARY, evaluation={**about, "settings": settings, "settings_hash": digest})
+        if loggers.opened:
+            scores = flattened(score_tracks(clip.truth, tracks))
+            loggers.results({config.method.name: scores}, None, folder / CHECKPOINT)
+    spare = [RESUME] if config.save_tracker else [RESUME, CHECKPOINT]
     for name in spare:
         (folder / name).unlink(missing_ok=True)
+
+
+def log_scores(config: DictConfig, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Tell loggers that keep results of a whole evaluation, in a run of its own: the means over clips, and each clip's row."""
+    with RunLoggers(config, folder, name=folder.name) as loggers:
+        loggers.results({config.method.name: means_of(rows)}, None, None)
+        loggers.table("final/clips", rows)
 
 
 def no_tracks(clip: BenchmarkClip) -> Tracks:
@@ -212,6 +215,7 @@ def published_tracker(config: DictConfig, clip: BenchmarkClip) -> Tracker:
         cache=Path(config.cache_dir).expanduser() if config.cache_dir else default_cache(),
         device=pick_device(config.device),
         memory=float(config.memory),
+        budget=budget_of(config),
         progress=shown,
     )
 

@@ -66,14 +66,27 @@ def prepare(
     Raises:
         DinotrackError: for settings that do not fit the video, before anything is computed.
     """
-    if config.steps is not None and config.steps < 0:
-        raise DinotrackError(f"steps={config.steps}: expected at least 1, or 0 to leave the networks as they start")
-    data = make_data(config, video, progress, truth)
-    make_module(config, data.backbone).delta.check_size(data.working_size)
+    data, _ = checked(config, video, progress, truth)
     data.setup("fit")
     if not len(data.store.best_buddies):
         log.warning("no DINO best buddies: optical flow covers every frame pair that has any, so their loss stays 0")
     return data
+
+
+def checked(
+    config: DictConfig, video: Video, progress: Progress = silent, truth: PointTruth = NO_TRUTH
+) -> tuple[VideoDataModule, DinoTrackerModule]:
+    """Data module and networks of a config that fit the video, before anything is computed.
+
+    Raises:
+        DinotrackError: for settings that do not.
+    """
+    if config.steps is not None and config.steps < 0:
+        raise DinotrackError(f"steps={config.steps}: expected at least 1, or 0 to leave the networks as they start")
+    data = make_data(config, video, progress, truth)
+    module = make_module(config, data.backbone)
+    module.delta.check_size(data.working_size)
+    return data, module
 
 
 def published_steps(frames: int, *, long: int = 250) -> int:
@@ -100,7 +113,7 @@ def train(
             return train(config, data, progress, folder, own)
     L.seed_everything(config.seed, verbose=False)
     module = make_module(config, data.backbone)
-    module.delta.prepare(data.store.images, progress=progress)
+    module.delta.prepare(data.store.images, budget=data.budget, progress=progress)
     steps = config.steps if config.steps is not None else published_steps(len(data.video))
     if config.get("compile"):
         module.delta.compile_parts()

@@ -140,11 +140,11 @@ class RunLoggers:
     """The loggers that a config names, for one run: `with RunLoggers(config, folder) as loggers`.
 
     They are opened by the first call of `open`, so that bad input leaves nothing behind, and closed with the block. A `save_dir`
-    in the config lies in the run folder.
+    in the config lies in the run folder. `name` is that of the run where the config leaves it open.
     """
 
-    def __init__(self, config: DictConfig, folder: Path | None) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: DictConfig, folder: Path | None, name: str | None = None) -> None:
+        self.config, self.folder, self.name = config, folder, name
         self.opened: list[Guarded] | None = None
 
     def open(self) -> list[Guarded]:
@@ -162,6 +162,8 @@ class RunLoggers:
     def made(self, label: str, entry: DictConfig) -> Guarded:
         """One logger. Only its making is guarded: a class that is not there is an error of the config."""
         place = {"save_dir": str(Path(str(self.folder)) / entry.save_dir)} if "save_dir" in entry else {}
+        if self.name is not None and "name" in entry and entry.name is None:
+            place["name"] = self.name
         return Guarded(label, instantiate(entry, _partial_=True, **place))
 
     def results(self, scores: Mapping[str, Mapping[str, Any]], overlay: Path | None, checkpoint: Path | None) -> None:
@@ -179,6 +181,12 @@ class RunLoggers:
                 logger.do(lambda inner: show_video(inner, "final/overlay", overlay))
             if checkpoint is not None and checkpoint.exists():
                 logger.do(lambda inner: keep_checkpoint(inner, checkpoint))
+
+    def table(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table of rows, whose columns are all that one of them has."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        for logger in self.open():
+            logger.do(lambda inner: show_table(inner, key, columns, [[row.get(c) for c in columns] for row in rows]))
 
     def __enter__(self) -> "RunLoggers":
         return self

@@ -152,10 +152,10 @@ class DinoTrackerModule(L.LightningModule):
         Lightning takes the module back to the CPU when a fit ends; here it goes where the data is.
         """
         self.to(data.device)
-        store = data.store.to(self.device)
+        store = data.store.on(self.device, data.budget)
         networks = (self.delta.eval(), self.head.eval())
-        shown = data.progress if progress is None else progress
-        return assemble(store.features, store.images, *networks, self.describe(data), memory=memory, progress=shown)
+        options = {"budget": data.budget, "progress": data.progress if progress is None else progress}
+        return assemble(store.features, store.images, *networks, self.describe(data), memory=memory, **options)
 
 
 def idle_terms(losses: LossTerms, callbacks: Sequence[L.Callback], steps: int) -> list[str]:

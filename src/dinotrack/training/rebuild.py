@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dinotrack.correspondences import frame_pairs, searched_between
 from dinotrack.geometry import look_up
+from dinotrack.memory import Budget
 from dinotrack.methods.dino_tracker import Refinement, refine_features
 from dinotrack.networks import TrackerHead
 from dinotrack.refined_pairs import FramePairs, PairSearch, cycle_pairs, refined_best_buddies
@@ -49,14 +50,15 @@ def rebuilt_tables(
     count: int = 500,
     every: int = 1,
     chunk: int = 8,
+    budget: Budget = Budget(),
 ) -> dict[str, PairTable]:
     """Tables between `count` random pairs of the training frames (each `every`-th), in both directions, on the CPU.
 
-    Refined features are computed in eval mode, `chunk` frames at a time, and kept in half precision.
+    Refined features are computed in eval mode, `chunk` frames at a time, and kept in half precision where the budget has room.
     """
     masks, total = store.masks[::every], len(store.images)
     between = frame_pairs(len(masks), count, generator)
-    features = refine_features(store.features, store.images, network, every=every, chunk=chunk)
+    features = refine_features(store.features, store.images, network, every=every, chunk=chunk, budget=budget)
     settings = {"both": True, "scale": store.scale_constants}
     found = find_pairs(features, head, masks, between, search, generator, wanted, **settings)
     searched = searched_between([(i * every, j * every) for i, j in between], total)

@@ -46,7 +46,7 @@ def score(
 def beside(config: DictConfig, data: VideoDataModule) -> dict[str, Tracker]:
     """The baselines on the features and the flow that a fit had."""
     device = pick_device(config.device)
-    store, flow = data.store.to(device), data.flow.to(device)
+    store, flow = data.store.on(device, data.budget), data.flow.to(device)
     rules = {
         "scale_constants": store.scale_constants,
         "visibility": instantiate(config.method.visibility),

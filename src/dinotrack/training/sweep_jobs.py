@@ -4,7 +4,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,13 @@ from dinotrack.training.jobs import RECORD, RECORDS
 
 REPLICATES = ("seed", "synthetic.seed", "video", "benchmark.clip")
 """Settings over whose values a report averages."""
+PLAN = "multirun.yaml"
+"""What Hydra writes of a multirun before its first job."""
+TOLD = ("swept=", "layers=", "facets=", "benchmark.of=")
+"""Words that a multirun adds for its jobs; the same job of another multirun may have others."""
+CLIP = "benchmark.clip"
+
+Words = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,28 @@ def read_jobs(folder: Path) -> list[Job]:
     """
     records = [*folder.rglob(RECORD), *folder.rglob(f"{RECORDS}/*.json")]
     jobs = [read_job(path, folder) for path in records]
-    known = {frozenset(job.overrides) for job in jobs}
-    jobs += [Job("", values, "not started") for words, values in planned(folder) if words not in known]
+    known = {asked(job.overrides) for job in jobs}
+    shared = {of_all_clips(job.overrides): path.parent.parent for path, job in zip(records, jobs, strict=True)}
+    homes = {words: home for words, home in shared.items() if (home / RECORDS).is_dir()}
+    for words, values in planned(folder, homes):
+        if words not in known:
+            jobs.append(unrecorded(words, values, folder, homes))
+            known.add(words)
     if not jobs:
         raise DinotrackError(
             f"{folder} holds no jobs of a sweep; make some: dinotrack fit -m hydra.sweep.dir={folder} ..."
         )
     return sorted(jobs, key=lambda job: (not job.folder, [natural(part) for part in (job.folder, str(job.values))]))
+
+
+def asked(overrides: Iterable[str]) -> Words:
+    """The overrides by which one job is another one or the same."""
+    return frozenset(word for word in overrides if not word.startswith(TOLD))
+
+
+def of_all_clips(overrides: Iterable[str]) -> Words:
+    """What jobs that share the folder of an evaluation have in common."""
+    return frozenset(word for word in asked(overrides) if not word.startswith(f"{CLIP}="))
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -65,8 +87,8 @@ def read_job(record: Path, root: Path) -> Job:
         kept = json.loads(record.read_text())
         shared = record.parent.name == RECORDS
         folder = record.parent.parent if shared else record.parent
-        clip = kept["values"].get("benchmark.clip")
-        name = folder.relative_to(root).as_posix() + (f"/{clip}" if isinstance(clip, str) else "")
+        clip = kept["values"].get(CLIP)
+        name = (folder / clip if isinstance(clip, str) else folder).relative_to(root).as_posix()
         about = {"command": kept["command"], "overrides": tuple(kept["overrides"]), "reason": kept.get("reason", "")}
         job = {"folder": name, "values": kept["values"], "status": kept["status"], **about}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -111,26 +133,45 @@ def clips_result(folder: Path, clip: str | Sequence[str] | None) -> dict[str, An
     return {"scores": scores, "seconds": seconds, "about": {**about, **where}}
 
 
-def planned(folder: Path) -> list[tuple[frozenset[str], dict[str, Any]]]:
-    """The overrides of each job that multiruns in a folder set out to do, and its values; searches do not plan."""
+def unrecorded(words: Words, values: dict[str, Any], root: Path, homes: Mapping[Words, Path]) -> Job:
+    """A planned job without a record: it never began, or a command that was no multirun has done its clip since."""
+    home, clip = homes.get(of_all_clips(words)), values.get(CLIP)
+    if home is None or not isinstance(clip, str) or home / clip not in finished(home):
+        return Job("", values, "not started")
+    name = (home / clip).relative_to(root).as_posix()
+    return Job(name, values, command="evaluate", overrides=tuple(sorted(words)), **clips_result(home, clip))
+
+
+def planned(folder: Path, homes: Mapping[Words, Path]) -> list[tuple[Words, dict[str, Any]]]:
+    """The overrides of each job that multiruns in a folder set out to do, and its values; searches do not plan.
+
+    A multirun over methods has its plan above their folders: from there come the jobs that belong into `homes`, folders of
+    evaluations by what their jobs have in common.
+    """
+    above = [place / PLAN for place in (*folder.resolve().parents,)[:2] if homes and (place / PLAN).is_file()]
+    jobs = [job for path in folder.rglob(PLAN) for job in plan(path)]
+    return jobs + [job for path in above for job in plan(path) if of_all_clips(job[0]) in homes]
+
+
+def plan(path: Path) -> list[tuple[Words, dict[str, Any]]]:
+    """The jobs of one multirun, from Hydra's own account of it."""
+    config = OmegaConf.load(path)
+    sweeper: Any = OmegaConf.to_container(OmegaConf.select(config, "hydra.sweeper"), resolve=False)
+    if not sweeper["_target_"].endswith("BasicSweeper"):
+        return []
+    words = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
+    given = OverridesParser.create().parse_overrides([*words, *OmegaConf.select(config, "hydra.overrides.task")])
+    lists = {
+        each.get_key_element(): list(each.sweep_string_iterator())
+        if each.is_sweep_override()
+        else [each.get_value_element_as_str()]
+        for each in given
+    }
     jobs = []
-    for path in folder.rglob("multirun.yaml"):
-        config = OmegaConf.load(path)
-        sweeper: Any = OmegaConf.to_container(OmegaConf.select(config, "hydra.sweeper"), resolve=False)
-        if not sweeper["_target_"].endswith("BasicSweeper"):
-            continue
-        words = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
-        given = OverridesParser.create().parse_overrides([*words, *OmegaConf.select(config, "hydra.overrides.task")])
-        lists = {
-            each.get_key_element(): list(each.sweep_string_iterator())
-            if each.is_sweep_override()
-            else [each.get_value_element_as_str()]
-            for each in given
-        }
-        for values in itertools.product(*lists.values()):
-            pairs = dict(zip(lists, values, strict=True))
-            several = {name: value_of(pairs[name]) for name, choices in lists.items() if len(choices) > 1}
-            jobs.append((frozenset(f"{name}={value}" for name, value in pairs.items()), several))
+    for values in itertools.product(*lists.values()):
+        pairs = dict(zip(lists, values, strict=True))
+        several = {name: value_of(pairs[name]) for name, choices in lists.items() if len(choices) > 1}
+        jobs.append((asked(f"{name}={value}" for name, value in pairs.items()), several))
     return jobs
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from dinotrack.scoreboard import HEADLINE, LABELS, as_csv, markdown
 from dinotrack.structs import write_atomically
 from dinotrack.training.ablations import mean_and_error
-from dinotrack.training.sweep_jobs import REPLICATES, Job, read_jobs
+from dinotrack.training.sweep_jobs import REPLICATES, TOLD, Job, read_jobs
 
 TOTAL = "seconds"
 
@@ -91,16 +91,13 @@ def page(name: str, jobs: Sequence[Job]) -> str:
     parts = [f"# Sweep {name}", f"{len(jobs)} jobs: {counted}."]
     common = [word for word in jobs[0].overrides if all(word in job.overrides for job in jobs if job.overrides)]
     if common:
-        shown = " ".join(
-            word for word in common if not word.startswith(("swept=", "layers=", "facets=", "benchmark.of="))
-        )
+        shown = " ".join(word for word in common if not word.startswith(TOLD))
         parts.append(f"In all: `{jobs[0].command} {shown}`")
     points = points_of(jobs)
     if points:
-        several = any(point.jobs > 1 for point in points)
-        parts.append(
-            "Mean ± standard error over seeds and clips; the best in bold." if several else "The best in bold."
-        )
+        notes = ["mean ± standard error over seeds and clips"] if any(point.jobs > 1 for point in points) else []
+        notes += ["the best in bold"] if best_of(points, metrics_in(jobs)) else []
+        parts += [f"{'; '.join(notes).capitalize()}."] if notes else []
         parts.append(means_table(points, metrics_in(jobs)))
     parts += ["## Every job", jobs_table(jobs)]
     missing = [job for job in jobs if job.status != "done"]
@@ -114,11 +111,7 @@ def means_table(points: Sequence[Point], metrics: Sequence[str]) -> str:
     """A line for each combination of values."""
     names = list(points[0].values)
     titles = [*names, "jobs", *(LABELS.get(name, name) for name in metrics), TOTAL]
-    best = {
-        name: max((p.means[name][0] for p in points if name in p.means), default=None)
-        for name in metrics
-        if name in LABELS
-    }
+    best = best_of(points, metrics)
     lines = []
     for point in points:
         cells = [shown_value(point.values[name]) for name in names] + [str(point.jobs)]
@@ -128,6 +121,12 @@ def means_table(points: Sequence[Point], metrics: Sequence[str]) -> str:
             cells.append(f"**{text}**" if mean is not None and mean == best.get(name) else text)
         lines.append(cells)
     return markdown(titles, lines)
+
+
+def best_of(points: Sequence[Point], metrics: Sequence[str]) -> dict[str, float]:
+    """The highest mean of each score among several points; of losses none, as their weights may be what is swept."""
+    means = {name: [p.means[name][0] for p in points if name in p.means] for name in metrics if name in LABELS}
+    return {name: max(values) for name, values in means.items() if len(values) > 1}
 
 
 def jobs_table(jobs: Sequence[Job]) -> str:

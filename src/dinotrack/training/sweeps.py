@@ -1,14 +1,16 @@
 """The words of a multirun before Hydra reads them: one clip a job, what differs between jobs, what they can share."""
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dinotrack.data.clips import clips_of
 from dinotrack.errors import DinotrackError
@@ -58,7 +60,8 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
         words = one_clip_a_job(words)
     params = dict((chosen.hydra.sweeper.params if chosen is not None else None) or {})
     given = parsed([f"{name}={value}" for name, value in params.items()]) | parsed(words)
-    return beside(words, shared_settings(given))
+    more = [*shared_settings(given), *(folder_of_all(given) if command == "evaluate" else [])]
+    return beside(words, more)
 
 
 def check_plugins(words: Sequence[str]) -> None:
@@ -120,6 +123,29 @@ def shared_settings(given: dict[str, Override]) -> list[str]:
         if name in swept and key not in given and given[name].is_discrete_sweep():
             words.append(f"{key}=[{','.join(given[name].sweep_string_iterator())}]")
     return words
+
+
+def folder_of_all(given: dict[str, Override]) -> list[str]:
+    """For an evaluation whose `folder` is another one for some jobs: that Hydra's plan goes to the folder above them all.
+
+    Raises:
+        DinotrackError: where the words name a folder for the plan; a report would not find the jobs there.
+    """
+    if "hydra.sweep.dir" in given:
+        raise DinotrackError("hydra.sweep.dir: the jobs of an evaluation lie in folder=; give that instead")
+    swept = {name for name, each in given.items() if each.is_sweep_override()}
+    folder = str(given["folder"].value()) if "folder" in given else default_folder()
+    read = {name for found in re.findall(r"\$\{([\w.]+)\}", folder) for name in (found, found.split(".")[0])}
+    if not read & swept:
+        return []
+    above = Path(f"{folder.partition('${')[0]}_").parent
+    return [f"hydra.sweep.dir={quoted(str(above))}"]
+
+
+def default_folder() -> str:
+    """Where an evaluation goes, by which settings."""
+    settings: Any = OmegaConf.to_container(compose_config("evaluate"))
+    return settings["folder"]
 
 
 def one_video_a_job(command: str, words: Sequence[str]) -> list[str]:

@@ -6,16 +6,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dinotrack.cache import default_cache
-from dinotrack.correspondences import consecutive_flows
+from dinotrack.correspondences import consecutive_flows, stacked
 from dinotrack.feature_pass import video_features
 from dinotrack.geometry import resize_frames, working_size
 from dinotrack.methods.flow_chain import FlowChainTracker
 from dinotrack.methods.raw_features import raw_feature_tracker
+from dinotrack.optical_flow import flows_over
 from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
-from dinotrack.training.config import fixed_size, pick_device, size_of, taps_of
+from dinotrack.training.config import budget_of, fixed_size, pick_device, size_of, taps_of
 
 UNFITTED = ("raw_features", "flow_chain")
 """Names of methods."""
@@ -32,7 +33,8 @@ def raw_features(config: DictConfig, video: Video, progress: Progress) -> Tracke
     backbone, device = instantiate(config.backbone), pick_device(config.device)
     frames = working_frames(video, backbone.stride, config.resolution, fixed_size(config))
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
-    options = {"beside": taps_of(config), "device": device, "progress": progress}
+    budget = budget_of(config)
+    options = {"beside": taps_of(config), "device": device, "budget": budget, "progress": progress}
     features = video_features(video, frames, backbone, cache, **options)
     tracker = raw_feature_tracker(
         video,
@@ -42,7 +44,7 @@ def raw_features(config: DictConfig, video: Video, progress: Progress) -> Tracke
         visibility=instantiate(config.method.visibility),
         memory=float(config.memory),
     )
-    return tracker.to(device)
+    return tracker.to(device, budget)
 
 
 def flow_chain(config: DictConfig, video: Video, progress: Progress) -> Tracker:
@@ -56,6 +58,6 @@ def flow_chain(config: DictConfig, video: Video, progress: Progress) -> Tracker:
     size = fixed_size(config) or working_size(video.size, config.resolution, config.backbone.stride)
     frames = working_frames(seen, config.backbone.stride, size=size).to(pick_device(config.device))
     flow = instantiate(config.flow).to(pick_device(config.device))
-    forward, backward = (part.cpu() for part in consecutive_flows(frames, flow, progress))
+    forward, backward = stacked(consecutive_flows(flows_over(frames, flow), progress))
     rules = {"gamma": config.method.gamma, "scale_constants": config.scale_constants}
     return FlowChainTracker(forward, backward, video.size, video.fps, **rules)

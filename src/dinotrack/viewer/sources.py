@@ -14,31 +14,31 @@ from dinotrack.viewer.points import TrackSet
 TRACKS, SUMMARY = "tracks.npz", "summary.json"
 
 
-def open_sources(
-    source: Path, compared: Path | None = None, *, video: str | None = None, start: int | None = None
-) -> tuple[Video, list[TrackSet]]:
-    """The tracked frames and one or two files of tracks.
+def open_sources(*sources: Path, video: str | None = None, start: int | None = None) -> tuple[Video, list[TrackSet]]:
+    """The tracked frames and the tracks of some files.
 
     Args:
-        source: a run folder or its tracks.npz.
-        compared: another one, of the same video.
-        video: where the video is; else where the run folder's summary.json says.
+        sources: run folders or their tracks.npz, of the same video.
+        video: where the video is, or "synthetic"; else where the first run folder's summary.json says.
         start: the first frame that was tracked; else what summary.json says, or 0.
 
     Raises:
         DinotrackError: where a file is missing or none of tracks, the video is not where it was, or is another one.
     """
-    sources = (source, *([compared] if compared else []))
     sets = [_open_tracks(each) for each in sources]
-    about = _described(source)
+    about = _described(sources[0])
+    if video == SYNTHETIC.rstrip(":"):
+        _check_synthetic(about, sources[0])
+        video = None
     place = video or str(about.get("path") or "")
-    _check_place(place, source, moved=video is None)
+    _check_place(place, sources[0], moved=video is None)
     first = int(about.get("start") or 0) if start is None else start
     opened = open_video(place, start=first, stop=first + sets[0].tracks.xy.shape[1])
-    _check_fit(opened, sets[0])
+    for each in sets:
+        _check_fit(opened, each)
     if video is None:
-        for each in sources:
-            _check_content(opened, each)
+        for source in sources:
+            _check_content(opened, source)
     return opened, sets
 
 
@@ -76,6 +76,11 @@ def _described(source: Path) -> Mapping[str, Any]:
         raise DinotrackError(f"{path} is damaged ({error}); delete it and give --video") from error
 
 
+def _check_synthetic(about: Mapping[str, Any], source: Path) -> None:
+    if not str(about.get("path") or "").startswith(SYNTHETIC):
+        raise DinotrackError(f"{source} does not say which synthetic video it tracked; give the video with --video")
+
+
 def _check_place(place: str, source: Path, moved: bool) -> None:
     if not place:
         raise DinotrackError(f"{source} does not say which video was tracked; give it with --video")
@@ -89,7 +94,7 @@ def _check_fit(video: Video, tracked: TrackSet) -> None:
     found, expected = (len(video), *video.size), (tracked.tracks.xy.shape[1], *tracked.tracks.size)
     if found != expected:
         raise DinotrackError(
-            f"{video.path} is of (T, W, H) = {found}, {tracked.name} of {expected}; give the video that was tracked with --video"
+            f"{video.path} is of (T, W, H) = {found}, {tracked.name} of {expected}; give the video that was tracked"
         )
 
 

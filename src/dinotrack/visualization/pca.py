@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dinotrack.correspondences import principal_axes
-from dinotrack.equations import unit
+from dinotrack.correspondences import principal_components
 from dinotrack.geometry import at_pixels
 from dinotrack.structs import FeatureMap
 
@@ -13,8 +12,7 @@ from dinotrack.structs import FeatureMap
 def component_maps(features: FeatureMap, count: int = 3) -> Float[Tensor, "t k h w"]:
     """The first components of the normalised features of all frames; signs are such that the mean of cubes is not negative."""
     height, width = features.values.shape[2:]
-    axes = principal_axes(features, count)
-    maps = torch.stack([unit(values.flatten(1).T.float().cpu()) @ axes.T for values in features.values])
+    maps = principal_components(features, count)
     maps = maps - maps.mean((0, 1))
     maps = maps * torch.where((maps**3).mean((0, 1)) < 0, -1.0, 1.0)
     return maps.transpose(1, 2).unflatten(2, (height, width))

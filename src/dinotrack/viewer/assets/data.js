@@ -24,6 +24,8 @@ function readData() {
   };
 }
 
+const JUMP = 0.1; // of the long side: a step that long is a point found elsewhere, not motion
+
 /** One file's tracks, in the order of all points; what it lacks is NaN. */
 class TrackSet {
   constructor(set, number, { frames, size }) {
@@ -61,5 +63,23 @@ class TrackSet {
   inside(n, t) {
     const x = this.x(n, t), y = this.y(n, t);
     return x >= 0 && y >= 0 && x < this.size[0] && y < this.size[1];
+  }
+
+  /** Whether the step to frame t is motion that was seen. */
+  moved(n, t) {
+    this.steps ??= this.findSteps();
+    return this.steps[n * this.frames + t] === 1;
+  }
+
+  findSteps() {
+    const steps = new Uint8Array(this.visible.length), far = JUMP * Math.max(...this.size);
+    for (let n = 0; n < this.rows.length; n++) {
+      for (let t = 1; t < this.frames; t++) {
+        const there = [t - 1, t].every((s) => this.seen(n, s) && this.inside(n, s));
+        const length = Math.hypot(this.x(n, t) - this.x(n, t - 1), this.y(n, t) - this.y(n, t - 1));
+        steps[n * this.frames + t] = there && length <= far;
+      }
+    }
+    return steps;
   }
 }

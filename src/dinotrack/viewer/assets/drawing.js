@@ -1,8 +1,10 @@
 // The picture: a frame, trails, and a mark for each point; full where visible, hollow where occluded. A is round, B square.
 
-const BANDS = 5; // levels of a trail's fading, each one stroke a point
+// Where no graphics card helps, strokes cost most: trails of one colour are one path a band, and marks are filled.
+
+const BANDS = 5; // levels of a trail's fading
 const DIM = 0.4;
-const JUMP = 0.1; // of the long side: a step that long is a point found elsewhere, not motion
+const THIN = 3; // pixels; joins of such a line cannot be told apart, and round ones take longest
 
 class Drawing {
   constructor(canvas, data, camera, selection, options) {
@@ -40,7 +42,8 @@ class Drawing {
     const ctx = this.ctx;
     ctx.globalAlpha = this.options.light / 100;
     ctx.imageSmoothingEnabled = scale < 6;
-    ctx.imageSmoothingQuality = "medium";
+    const enlarged = scale * this.data.width * (window.devicePixelRatio || 1) >= bitmap.width;
+    ctx.imageSmoothingQuality = enlarged ? "low" : "medium"; // the same picture, in less time
     ctx.drawImage(bitmap, left, top, this.data.width * scale, this.data.height * scale);
     ctx.globalAlpha = 1;
   }
@@ -54,39 +57,50 @@ class Drawing {
   }
 
   drawTrails(t, pane, set) {
-    const { trail, radius } = this.options, ctx = this.ctx;
+    const { trail, radius } = this.options, ctx = this.ctx, bands = Math.min(BANDS, trail);
     if (!trail || !t) return;
     ctx.lineWidth = Math.max(1, radius * 0.5);
-    ctx.lineJoin = "round";
-    for (const n of this.ordered(t, set)) {
-      ctx.strokeStyle = this.colour(n, t, set);
-      const strength = this.selection.dimmed(n) ? DIM : 1;
-      for (let band = Math.min(BANDS, trail); band >= 1; band--) this.drawBand(n, t, pane, set, band, strength);
+    ctx.lineJoin = ctx.lineWidth <= THIN ? "bevel" : "round";
+    for (const [strength, layer] of this.layers(t, set)) {
+      for (const [colour, points] of layer) {
+        ctx.strokeStyle = colour;
+        for (let band = bands; band >= 1; band--) {
+          ctx.globalAlpha = strength * (1 - (band - 1) / bands) * 0.9;
+          if (this.pathOfBand(points, t, pane, set, band)) ctx.stroke();
+        }
+      }
     }
   }
 
-  /** The steps of one age: band 1 holds the newest. B's are every other step, so that its trail is dashed. */
-  drawBand(n, t, { left, top, scale }, set, band, strength) {
+  /** Points by their colour, in two layers with their strengths: those that are dimmed below the others. */
+  layers(t, set) {
+    const faint = new Map(), full = new Map();
+    for (const n of this.ordered(t, set)) {
+      const layer = this.selection.dimmed(n) ? faint : full, colour = this.colour(n, t, set), those = layer.get(colour);
+      if (those) those.push(n);
+      else layer.set(colour, [n]);
+    }
+    return [[DIM, faint], [1, full]];
+  }
+
+  /** The steps of one age, and how many: band 1 holds the newest. B's are every other step, so that its trail is dashed. */
+  pathOfBand(points, t, { left, top, scale }, set, band) {
     const { trail } = this.options, bands = Math.min(BANDS, trail), ctx = this.ctx;
     const newest = t - Math.floor(((band - 1) * trail) / bands);
     const oldest = Math.max(t - Math.floor((band * trail) / bands), 0);
-    let drawing = false;
+    let steps = 0;
     ctx.beginPath();
-    for (let s = oldest + 1; s <= newest; s++) {
-      const moved = this.moved(n, s, set) && !(set.number && s % 2);
-      if (moved && !drawing) ctx.moveTo(left + scale * set.x(n, s - 1), top + scale * set.y(n, s - 1));
-      if (moved) ctx.lineTo(left + scale * set.x(n, s), top + scale * set.y(n, s));
-      drawing = moved;
+    for (const n of points) {
+      let drawing = false;
+      for (let s = oldest + 1; s <= newest; s++) {
+        const moved = set.moved(n, s) && !(set.number && s % 2);
+        if (moved && !drawing) ctx.moveTo(left + scale * set.x(n, s - 1), top + scale * set.y(n, s - 1));
+        if (moved) ctx.lineTo(left + scale * set.x(n, s), top + scale * set.y(n, s));
+        if (moved) steps += 1;
+        drawing = moved;
+      }
     }
-    ctx.globalAlpha = strength * (1 - (band - 1) / bands) * 0.9;
-    ctx.stroke();
-  }
-
-  /** Whether the step to frame s is motion that was seen. */
-  moved(n, s, set) {
-    if (!set.seen(n, s) || !set.seen(n, s - 1) || !set.inside(n, s) || !set.inside(n, s - 1)) return false;
-    const far = JUMP * Math.max(this.data.width, this.data.height);
-    return Math.hypot(set.x(n, s) - set.x(n, s - 1), set.y(n, s) - set.y(n, s - 1)) <= far;
+    return steps;
   }
 
   /** A line between the two files' positions of a point. */
@@ -116,20 +130,26 @@ class Drawing {
   }
 
   drawMark(x, y, colour, seen, square) {
-    const ctx = this.ctx, radius = this.options.radius;
+    const half = Math.max(1.5, this.options.radius * 0.4) / 2; // of a hollow mark's rim
+    this.fillBetween(x, y, seen ? -0.75 : -half - 1, seen ? 0.75 : half + 1, square, "rgb(0 0 0 / 0.65)");
+    this.fillBetween(x, y, seen ? -Infinity : -half, seen ? 0 : half, square, colour);
+  }
+
+  /** Fill what lies between two outlines, each so many pixels outside of the mark's own. */
+  fillBetween(x, y, inner, outer, square, style) {
+    const ctx = this.ctx, radius = this.options.radius * (square ? 0.85 : 1);
     ctx.beginPath();
-    if (square) ctx.rect(x - radius * 0.85, y - radius * 0.85, radius * 1.7, radius * 1.7);
-    else ctx.arc(x, y, radius, 0, 2 * Math.PI);
-    ctx.lineWidth = seen ? 1.5 : Math.max(1.5, radius * 0.4) + 2;
-    ctx.strokeStyle = "rgb(0 0 0 / 0.65)";
-    ctx.stroke();
-    if (seen) {
-      ctx.fillStyle = colour;
-      ctx.fill();
-    } else {
-      ctx.lineWidth = Math.max(1.5, radius * 0.4);
-      ctx.strokeStyle = colour;
-      ctx.stroke();
+    this.outline(x, y, radius + outer, square);
+    if (radius + inner > 0) this.outline(x, y, radius + inner, square);
+    ctx.fillStyle = style;
+    ctx.fill("evenodd");
+  }
+
+  outline(x, y, size, square) {
+    if (square) this.ctx.rect(x - size, y - size, 2 * size, 2 * size);
+    else {
+      this.ctx.moveTo(x + size, y);
+      this.ctx.arc(x, y, size, 0, 2 * Math.PI);
     }
   }
 

@@ -1,0 +1,147 @@
+"""Tensors whose rows come a few at a time: in memory, in an unnamed file where they would not fit, or as an entry of the cache."""
+
+import json
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from dinotrack.mapped import map_file, plain_bytes, safetensors_head, tensor_at
+from dinotrack.memory import Budget
+from dinotrack.structs import FeatureMap, saying_where, temporary_beside
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """What takes the rows of a tensor, from the first to the last."""
+
+    def add(self, rows: Shaped[Tensor, "n ..."]) -> None:
+        """Take the next rows."""
+        ...
+
+    def done(self) -> Shaped[Tensor, "t ..."]:
+        """All rows, once they are there."""
+        ...
+
+
+class Rows:
+    """`count` rows of a tensor used on `device`: there, in the host's memory, or mapped from a file, as the budget has room.
+
+    The file has no name, so that nothing is left of it when the process ends, however it does.
+    """
+
+    def __init__(self, count: int, budget: Budget = Budget(), device: torch.device | str = "cpu") -> None:
+        self.count, self.budget, self.device, self.filled = count, budget, device, 0
+        self.values: Tensor | None = None
+        self.file: BinaryIO | None = None
+        self.like = torch.empty(0)
+
+    def add(self, rows: Shaped[Tensor, "n ..."]) -> None:
+        """Take the next rows.
+
+        Raises:
+            DinotrackError: when the file cannot be written.
+        """
+        if not self.filled:
+            self._begin(rows)
+        if self.values is not None:
+            self.values[self.filled : self.filled + len(rows)] = rows
+        elif self.file is not None:
+            with saying_where(self.budget.place):
+                self.file.write(plain_bytes(rows))
+        self.filled += len(rows)
+
+    def _begin(self, rows: Shaped[Tensor, "n ..."]) -> None:
+        self.like = rows[:0].detach()
+        size = rows[0].numel() * rows.element_size() * self.count
+        place = self.budget.device_for(size, self.device)
+        if place is None:
+            self.file = unnamed_file(self.budget.place)
+        else:
+            self.values = torch.empty(self.count, *rows.shape[1:], dtype=rows.dtype, device=place)
+
+    def done(self) -> Shaped[Tensor, "t ..."]:
+        """All rows."""
+        assert self.filled == self.count > 0
+        if self.file is None:
+            assert self.values is not None
+            return self.values
+        with self.file, saying_where(self.budget.place):
+            self.file.flush()
+            return tensor_at(map_file(self.file), self.like.dtype, (self.count, *self.like.shape[1:]))
+
+
+def placed(features: FeatureMap, device: torch.device | str, budget: Budget = Budget()) -> FeatureMap:
+    """The same features on `device` if the budget has room for them there, else where they are."""
+    values = features.values
+    if values.device.type == "cpu" and torch.device(device).type != "cpu":
+        wanted = budget.device_for(values.nbytes, device)
+        return features if wanted is None or wanted.type == "cpu" else features.to(wanted)
+    return features.to(device)
+
+
+def unnamed_file(folder: Path) -> Any:
+    """A file that no one else sees, in `folder` or, where that cannot be written, in the system's folder for such files."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=folder)
+    with saying_where(Path(tempfile.gettempdir())):
+        return tempfile.TemporaryFile()
+
+
+class FeatureEntry:
+    """The file that `FeatureMap.save` would write at `path`, frame by frame: under a temporary name until it is whole.
+
+    For whoever holds the entry's lock, since what processes that were killed left of it is removed. `about` are the map's plain
+    fields. As a context it removes the temporary file when it is left.
+    """
+
+    def __init__(self, path: Path, count: int, **about: Any) -> None:
+        plain = {field.name: about[field.name] for field in fields(FeatureMap) if field.name != "values"}
+        self.path, self.count, self.metadata = path, count, {"plain": json.dumps(plain)}
+        self.temporary, self.file = temporary_beside(path), None
+
+    def __enter__(self) -> "FeatureEntry":
+        with saying_where(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for left in self.path.parent.glob(f".{self.path.stem}-*{self.path.suffix}"):
+                left.unlink()
+            self.file = self.temporary.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            with suppress(OSError):  # of what it could not write before
+                self.file.close()
+        with suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+    def add(self, rows: Shaped[Tensor, "n ..."]) -> None:
+        """Write the features of the next frames.
+
+        Raises:
+            DinotrackError: when they cannot be written.
+        """
+        assert self.file is not None
+        with saying_where(self.path):
+            if not self.file.tell():
+                self.file.write(safetensors_head("values", rows.dtype, (self.count, *rows.shape[1:]), self.metadata))
+            self.file.write(plain_bytes(rows))
+
+    def done(self) -> Shaped[Tensor, "t ..."]:
+        """The whole entry, mapped.
+
+        Raises:
+            DinotrackError: when its end cannot be written.
+        """
+        assert self.file is not None
+        with saying_where(self.path):
+            self.file.close()
+            os.replace(self.temporary, self.path)
+        return FeatureMap.load(self.path).values

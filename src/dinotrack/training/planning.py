@@ -1,0 +1,264 @@
+"""What a run will take, before it begins: seconds, memory and disk of each stage, and what happens where memory is short."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from dinotrack.memory import Budget, free_memory, held, parse_bytes
+from dinotrack.structs import Video
+from dinotrack.training.datamodules import VideoDataModule
+from dinotrack.training.fit import checked, published_steps
+from dinotrack.training.losses import first_step
+from dinotrack.training.probing import Probe, probe
+
+POSITIONS = 1.3
+"""Positions on tracklets for each pixel of each frame: every pixel has one, and where chains meet there are more (docs/results)."""
+CHUNK = 4
+"""Frames that the backbone sees at once."""
+PRODUCT, ROWS = 256e6, 4e9
+"""Bytes of one product of `Cosines`, and of its unit rows."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The numbers that decide what a run costs."""
+
+    frames: int
+    size: tuple[int, int]
+    """(W, H) of the video as loaded."""
+    working: tuple[int, int]
+    tokens: tuple[int, int]
+    channels: int
+    frame_pairs: int
+    steps: int
+    batch_frames: int
+    """Of a minibatch, at most."""
+    rebuilds: int
+    rebuilt_pairs: int
+    queries: int
+    chunk_bytes: float
+    """`memory`: what a chunk of queries may take."""
+
+    @property
+    def cells(self) -> int:
+        return self.tokens[0] * self.tokens[1]
+
+    @property
+    def pixels(self) -> int:
+        return self.working[0] * self.working[1]
+
+    @property
+    def features(self) -> float:
+        """Bytes of the features of all frames, in half precision."""
+        return 2.0 * self.frames * self.cells * self.channels
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one stage takes: seconds at least and at most, bytes held by the process in all, bytes it could do without, disk."""
+
+    name: str
+    seconds: tuple[float, float]
+    memory: float
+    spare: float
+    """Of `memory`, what goes to disk or is done again in parts where it does not fit."""
+    disk: float = 0.0
+    instead: str = ""
+    """How it does without."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run."""
+
+    job: Job
+    needs: list[Need]
+    room: float
+    """Bytes that the process may hold in all."""
+
+    def short(self) -> list[Need]:
+        """Stages that do not fit as they are."""
+        return [need for need in self.needs if need.memory > self.room]
+
+    def lines(self) -> Iterator[str]:
+        """What is said of memory, in a line a stage."""
+        for need in self.short():
+            least = need.memory - need.spare
+            if least <= self.room:
+                yield f"{need.name}: {size(need.memory)} do not fit into {size(self.room)}; {need.instead}"
+            else:
+                yield (
+                    f"{need.name} needs {size(least)}, and {size(self.room)} may be used; "
+                    f"lower resolution to about {self.fitting(least)}, or method.batch.frames_per_set"
+                )
+
+    def fitting(self, least: float) -> int:
+        """A long side at which a stage that needs so much would fit, as what it holds grows with the area."""
+        return int(max(self.job.working) * (self.room / least) ** 0.5)
+
+
+def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int) -> Job:
+    """What a config asks for of a video."""
+    frames = len(data.video)
+    steps = published_steps(frames) if config.steps is None else config.steps
+    rebuild = config.callbacks.get("rebuild") or {}
+    counted = isinstance(rebuild.get("frame_pairs"), int)
+    begins = first_step(rebuild.get("start", 0), steps)
+    return Job(
+        frames=frames,
+        size=data.video.size,
+        working=data.working_size,
+        tokens=probe.tokens,
+        channels=probe.channels,
+        frame_pairs=min(frames * (frames - 1) // 2, config.supervision.max_frame_pairs),
+        steps=steps,
+        batch_frames=min(frames, 2 * config.method.batch.frames_per_set),
+        rebuilds=-(-(steps - begins) // rebuild["every"]) if counted else 0,
+        rebuilt_pairs=min(frames * (frames - 1) // 2, rebuild["frame_pairs"]) if counted else 0,
+        queries=queries,
+        chunk_bytes=float(config.memory),
+    )
+
+
+def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None) -> Plan:
+    """The plan of a run, from what was measured; `start` is what the process holds now, with its video and networks."""
+    start = held() if start is None else start
+    free = start + free_memory()
+    room = free if budget.limit is None else min(free, parse_bytes(budget.limit))
+    return Plan(
+        job,
+        [*preprocessing_needs(job, probe, start), *fit_needs(job, probe, start), inference_needs(job, probe, start)],
+        room,
+    )
+
+
+def preprocessing_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
+    """Features, tracklets, best buddies."""
+    frames, cells = job.frames, job.cells
+    extracted = start + min(CHUNK, frames) * probe.feature_frame.bytes
+    yield Need("features", both(frames * probe.feature_frame.seconds), extracted, 0.0, job.features)
+    positions = POSITIONS * frames * job.pixels
+    one, pairs = 2 * probe.flow_pair.seconds, frames * (frames - 1) / 2
+    yield Need(
+        "optical flow and tracklets",
+        ((frames - 1) * one, pairs * one),
+        start + 20 * positions + 2 * probe.flow_pair.bytes,
+        0.0,
+        8 * positions,
+    )
+    rows = 4.0 * frames * cells * job.channels
+    product = min(PRODUCT, 4.0 * cells**2 * frames)
+    yield Need(
+        "best buddies",
+        both(job.frame_pairs * probe.frame_pair.seconds),
+        start + min(rows, ROWS) + product + probe.frame_pair.bytes,
+        min(rows, ROWS),
+        instead="unit features will be made block of frames by block",
+    )
+
+
+def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
+    """Training steps, and the rebuilding of pairs."""
+    one, three = probe.step
+    grown = (job.batch_frames - 1) / 2
+    seconds, bytes_ = (
+        a + grown * max(0.0, b - a) for a, b in zip((one.seconds, one.bytes), (three.seconds, three.bytes), strict=True)
+    )
+    yield Need("training", both(job.steps * seconds), start + bytes_, 0.0)
+    if job.rebuilds:
+        again = job.rebuilds * (
+            job.frames * probe.refine_frame.seconds + 3 * job.rebuilt_pairs * probe.frame_pair.seconds
+        )
+        least = start + probe.refine_frame.bytes + probe.frame_pair.bytes
+        yield Need(
+            "rebuilding pairs",
+            both(again),
+            least + job.features,
+            job.features,
+            instead="refined features will lie on disk",
+        )
+
+
+def inference_needs(job: Job, probe: Probe, start: float) -> Need:
+    """Refined features, tracks and visibility."""
+    refined = job.frames * probe.refine_frame.seconds
+    maps = job.queries * job.frames / 64 * probe.locate.seconds
+    along = 4.0 * job.queries * job.frames * (3 * job.channels + 2 * job.frames)
+    compared = 12.0 * job.queries * job.frames * job.cells
+    chunk = sum(min(job.chunk_bytes / 2, needed) for needed in (along, compared))
+    least = start + probe.refine_frame.bytes + chunk
+    return Need(
+        "tracks and visibility",
+        (refined + 2 * maps, refined + (1 + job.frames) * maps),
+        least + job.features,
+        job.features,
+        instead="refined features will lie on disk",
+    )
+
+
+def both(seconds: float) -> tuple[float, float]:
+    return seconds, seconds
+
+
+def size(count: float) -> str:
+    """Bytes as one reads them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: tuple[float, float]) -> str:
+    """Seconds as one reads them, from the least to the most."""
+    low, high = (spoken(value) for value in seconds)
+    return low if low == high else f"{low} to {high}"
+
+
+def spoken(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    minutes = seconds / 60
+    return f"{minutes:.2g} min" if minutes < 90 else f"{minutes / 60:.2g} h"
+
+
+def plan_table(plan: Plan) -> Table:
+    """The stages as a table."""
+    table = Table("stage", "time", "memory", "disk", title=f"{size(plan.room)} of memory may be used")
+    for need in plan.needs:
+        table.add_row(need.name, duration(need.seconds), size(need.memory), size(need.disk) if need.disk else "")
+    return table
+
+
+def planned(config: DictConfig, video: Video, queries: int) -> Plan:
+    """The plan of a run, by a probe of networks of its own: those of the fit are not touched.
+
+    Raises:
+        DinotrackError: for settings that do not fit the video.
+    """
+    data, module = checked(config, video)
+    start = held()
+    found = probe(data, module)
+    return plan(job_of(config, data, found, queries), found, data.budget, start)
+
+
+def show_plan(found: Plan, say: Callable[[str], None]) -> None:
+    """A line about the video, the table of stages, and what happens where memory is short."""
+    job = found.job
+    (width, height), (rows, columns) = job.working, job.tokens
+    say(
+        f"{job.frames} frames of {job.size[0]}x{job.size[1]} at {width}x{height}, {columns}x{rows} tokens of {job.channels}"
+    )
+    say(f"{job.frame_pairs:,} frame pairs, {job.steps:,} steps, {job.queries:,} queries")
+    Console().print(plan_table(found))
+    for line in found.lines():
+        say(line)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """For plan.json."""
+    return {**asdict(plan), "lines": list(plan.lines())}

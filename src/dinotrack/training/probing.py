@@ -1,0 +1,181 @@
+"""Short measurements from which a run is planned: what one frame, pair or step costs with these networks on this machine."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dinotrack.equations import ambiguity, best_buddies, similarity
+from dinotrack.geometry import centres, resize_frames
+from dinotrack.memory import held
+from dinotrack.structs import FeatureMap, Grid, Pairs
+from dinotrack.training.batch import Batch
+from dinotrack.training.datamodules import VideoDataModule
+from dinotrack.training.losses import Step
+from dinotrack.training.modules import DinoTrackerModule
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, and bytes held at the same time beyond those before."""
+
+    seconds: float
+    bytes: float
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(self.seconds * times, self.bytes * times)
+
+
+class Watch:
+    """The most that this process held while the watch ran."""
+
+    def __init__(self, every: float = 0.002) -> None:
+        self.every, self.peak, self.stop = every, held(), threading.Event()
+        self.thread = threading.Thread(target=self.look, daemon=True)
+
+    def look(self) -> None:
+        while not self.stop.wait(self.every):
+            self.peak = max(self.peak, held())
+
+    @classmethod
+    @contextmanager
+    def running(cls, every: float = 0.002) -> "Iterator[Watch]":
+        """A watch that runs inside."""
+        watch = cls(every)
+        watch.thread.start()
+        try:
+            yield watch
+        finally:
+            watch.stop.set()
+            watch.thread.join()
+            watch.peak = max(watch.peak, held())
+
+
+def cost_of(job: Callable[[], Any], *, short: float = 1.0) -> Cost:
+    """What a job costs; a `short` one, in seconds, is done twice, since the first time is slower."""
+    before, begin = held(), time.perf_counter()
+    with Watch.running() as watch:
+        job()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+    first = Cost(seconds, max(0, watch.peak - before))
+    if seconds > short:
+        return first
+    again = cost_of(job, short=0)
+    return Cost(min(seconds, again.seconds), max(first.bytes, again.bytes))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured."""
+
+    tokens: tuple[int, int]
+    """Rows and columns of a feature map."""
+    channels: int
+    feature_frame: Cost
+    """The backbone on one frame."""
+    flow_pair: Cost
+    """Optical flow from one frame to the next."""
+    frame_pair: Cost
+    """Best buddies and their ambiguity between two frames."""
+    refine_frame: Cost
+    """Delta-DINO on one frame, without gradient."""
+    step: tuple[Cost, Cost]
+    """A training step with all losses, of one frame and of three."""
+    locate: Cost
+    """64 queries found in one frame."""
+
+
+@torch.no_grad()
+def probe(data: VideoDataModule, module: DinoTrackerModule, *, queries: int = 64) -> Probe:
+    """Measure each part once, on the video's first frames at working resolution and features of random numbers.
+
+    On a CPU at the published size this takes a minute or two, most of it the ViT's frame and the training steps.
+    """
+    device = torch.device(data.device)
+    frames = resize_frames(data.video.frames[:2], data.working_size).to(device)
+    backbone, flow = data.backbone.to(device), data.flow.to(device)
+    maps: list[Tensor] = []
+    feature_frame = cost_of(lambda: maps.append(backbone(frames[:1].float() / 255)))
+    _, channels, height, width = maps.pop().shape
+    rng = torch.Generator().manual_seed(0)
+    raw = torch.randn(3, channels, height, width, generator=rng).half().to(device)
+    features = FeatureMap(raw, backbone.grid.stride, backbone.grid.offset, data.working_size)
+    module = module.to(device)
+    images = frames[:1].expand(3, -1, -1, -1).contiguous()
+    numbers = torch.arange(3, device=device)
+    wanted = torch.randn(queries, channels, generator=rng).to(device)
+    module.eval()
+    refine = cost_of(lambda: module.delta.refine(raw[:1], images[:1], numbers[:1], features.grid))
+    locate = cost_of(lambda: module.head.find(wanted, raw[0], features.grid))
+    return Probe(
+        tokens=(height, width),
+        channels=channels,
+        feature_frame=feature_frame,
+        flow_pair=cost_of(lambda: flow(frames[:1], frames[1:])),
+        frame_pair=cost_of(lambda: search(raw[0], raw[1], features.grid)),
+        refine_frame=refine,
+        step=(train_step(module, features, images, 1), train_step(module, features, images, 3)),
+        locate=locate,
+    )
+
+
+def search(source: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"], grid: Grid, some: int = 200) -> None:
+    """Best buddies of two frames, and the ambiguity of so many of them either way."""
+    cosines = similarity(source.flatten(1).T.float(), target.flatten(1).T.float())
+    best_buddies(cosines)
+    xy = centres(source.shape[1], source.shape[2], grid, source.device)
+    ambiguity(cosines[:some], xy)
+    ambiguity(cosines[:, :some].T, xy)
+
+
+def train_step(module: DinoTrackerModule, features: FeatureMap, images: Tensor, count: int) -> Cost:
+    """A step of all losses on the first `count` frames, with as many pairs of each kind as a minibatch has at most."""
+    batch = full_batch(features, images, count)
+    module.train()
+
+    def step() -> None:
+        optimizer = torch.optim.Adam(module.parameters())
+        with torch.enable_grad():
+            refined = module.delta.refine(batch.features, batch.images, batch.frames, batch.grid)
+            loss, _ = module.losses(Step(batch, refined, module.head), 1, 1)
+            loss.backward()
+        optimizer.step()
+        module.zero_grad()
+
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    cost = cost_of(step)
+    module.load_state_dict(state)
+    return cost
+
+
+def full_batch(features: FeatureMap, images: Tensor, count: int, flow: int = 512, pairs: int = 1024) -> Batch:
+    """A minibatch of random pairs among `count` frames."""
+    rng = torch.Generator().manual_seed(0)
+    size = torch.tensor(features.size, dtype=torch.float32)
+
+    def some(number: int) -> Pairs:
+        source, target = torch.randint(0, count, (2, number), generator=rng)
+        xy = torch.rand(2, number, 2, generator=rng) * size
+        return Pairs(source, target, xy[0], xy[1], torch.ones(number))
+
+    return Batch(
+        frames=torch.arange(count, device=images.device),
+        images=images[:count],
+        features=features.values[:count].contiguous(memory_format=torch.channels_last),
+        flow=some(flow),
+        best_buddies=some(pairs),
+        refined=some(pairs),
+        cycle=some(pairs),
+        frame_pairs=torch.zeros(0, 2, dtype=torch.long),
+        masks=torch.ones(count, features.size[1], features.size[0], dtype=torch.bool, device=images.device),
+        grid=features.grid,
+        size=features.size,
+    )

@@ -1,0 +1,139 @@
+"""A run with no memory to spare is the run with all of it: what does not fit lies on disk, or on the host of a GPU."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dinotrack.cosines
+import dinotrack.growing
+from dinotrack import cli
+from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.evaluation import truth_of_clip
+from dinotrack.memory import Budget
+from dinotrack.methods.dino_tracker import load_dino_tracker
+from dinotrack.structs import PairTable, Tracks
+from dinotrack.training.batch import Batch
+from dinotrack.training.config import compose_config, make_module
+from dinotrack.training.datamodules import VideoDataModule
+from dinotrack.training.fit import prepare, train
+from dinotrack.training.midway import score_module
+
+TINY = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "device=cpu", "steps=4", "logger=none"]
+TINY += ["method.batch.flow_pairs=16", "method.visibility.anchor=0.5"]
+TINY += ["callbacks.rebuild.every=1", "callbacks.rebuild.frame_pairs=5", "callbacks.rebuild.search.gamma=1e5"]
+DELTA = ["method.delta.hidden=[4,8]"]
+LORA = ["refinement@method.delta=lora", "backbone=dinov2_vits14", "backbone.layer=2", "backbone.stride=14"]
+LORA += ["backbone.pretrained=false", "resolution=84"]
+CLIP = synthetic_clip(seed=1, frames=7, size=(64, 48), points=8)
+QUERIES = torch.tensor([[0.0, 30, 20], [3, 10, 40], [6, 50, 24]])
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of the unnamed files that are made."""
+    made, make = list[Path](), dinotrack.growing.unnamed_file
+
+    def noted(folder: Path) -> Any:
+        made.append(folder)
+        return make(folder)
+
+    monkeypatch.setattr(dinotrack.growing, "unnamed_file", noted)
+    return made
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two structs hold the same, to the bit."""
+    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def chain(folder: Path, *words: str) -> tuple[Tracks, Tracks, PairTable]:
+    """Preprocess, fit and track; tracks of the tracker at once and from its checkpoint, and the pairs that the fit found."""
+    config = compose_config("fit", overrides=[*TINY, f"cache_dir={folder}", *words])
+    data = prepare(config, CLIP.video)
+    tracker = train(config, data)
+    tracker.save(folder / "tracker.ckpt")
+    again = load_dino_tracker(folder / "tracker.ckpt", CLIP.video, cache=folder, budget=data.budget)
+    return tracker.track(QUERIES), again.track(QUERIES), data.store.refined
+
+
+@pytest.mark.parametrize("words", [DELTA, LORA])
+def test_a_bounded_chain_gives_the_same_tracks(
+    words: list[str], tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if words is LORA:
+        pytest.importorskip("peft", reason="the extra dinotrack[lora] is not installed")
+    blocks, seen = dinotrack.cosines.by_blocks, list[int]()
+    monkeypatch.setattr(dinotrack.cosines, "by_blocks", lambda *of: seen.append(of[2]) or blocks(*of))
+    free = chain(tmp_path / "free", *words)
+    assert files == [] and seen == [7]
+    bounded = chain(tmp_path / "bounded", "memory_limit=1MB", *words)
+    assert set(files) == {tmp_path / "bounded"} and len(files) >= 4 and seen == [7, 2]
+    assert len(free[2]) > 50 and all(equal(one, other) for one, other in zip(free, bounded, strict=True))
+    assert equal(bounded[0], bounded[1])
+
+
+def test_networks_in_a_fit_are_scored_within_the_bound(tmp_path: Path, files: list[Path]) -> None:
+    config = compose_config("fit", overrides=[*TINY, *DELTA, f"cache_dir={tmp_path}"])
+    data, truth, scores = prepare(config, CLIP.video), truth_of_clip(CLIP), list[dict[str, float]]()
+    module = make_module(config, data.backbone)
+    for budget in (Budget(), Budget(1, tmp_path)):
+        data.budget = budget
+        scores.append(score_module(module, data, truth[:3]))
+    assert scores[0] == scores[1] and files == [tmp_path]
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize("word", ["memory_limit=lots", "features_on=cloud"])
+def test_a_bound_without_sense_is_one_line(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [f"cache_dir={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", "experiment=tiny", *folders, word])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith(f"dinotrack: {word}: ")
+    assert not any(tmp_path.iterdir())
+
+
+# --- features beside the device ---------------------------------------------------------------------------------------
+
+
+def data_of(tmp_path: Path, device: str = "cpu", **budget: Any) -> VideoDataModule:
+    config = compose_config("fit", overrides=[*TINY, *DELTA, f"cache_dir={tmp_path}"])
+    data = prepare(config, CLIP.video)
+    data.budget = Budget(folder=tmp_path, **budget)
+    data.store = data.store.on(device, data.budget)
+    return data
+
+
+def test_all_but_the_features_goes_to_a_device_that_has_no_room_for_them(tmp_path: Path) -> None:
+    """ "meta" stands for a device of its own."""
+    store = data_of(tmp_path, "meta", features="host").store
+    assert store.features.values.device.type == "cpu" and len(store.features) == 7
+    assert store.images.is_meta and store.masks.is_meta
+    for part in (store.flow.tracklets.xy, store.flow.foreground, store.best_buddies.source):
+        assert part.device.type == "cpu"  # what is sampled
+    assert data_of(tmp_path, "meta", features="device").store.features.values.device.type == "meta"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_features_on_the_host_give_the_same(tmp_path: Path) -> None:
+    """Minibatches are the same to the bit; a fit and its tracks to what a GPU's order of additions allows."""
+    batches, tracks = list[Batch](), list[Tracks]()
+    for place in ("device", "host"):
+        data = data_of(tmp_path, "cuda", features=place)
+        assert data.store.features.values.is_cuda == (place == "device")
+        batches.append(data.store.draw(data.batch, torch.Generator().manual_seed(0)))
+        config = compose_config(
+            "fit", overrides=[*TINY, *DELTA, "device=cuda", f"cache_dir={tmp_path}", f"features_on={place}"]
+        )
+        tracker = train(config, prepare(config, CLIP.video))
+        assert tracker.features.values.is_cuda == (place == "device") and tracker.device.type == "cuda"
+        tracks.append(tracker.track(QUERIES))
+    assert batches[0].features.is_cuda and torch.equal(batches[0].features, batches[1].features)
+    assert torch.equal(batches[0].flow.source_xy, batches[1].flow.source_xy)
+    assert float((tracks[0].xy - tracks[1].xy).norm(dim=-1).median()) < 0.5

@@ -1,0 +1,103 @@
+"""What a run will take, said before it begins."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.memory import Budget
+from dinotrack.training.config import compose_config
+from dinotrack.training.planning import Job, Plan, as_json, duration, plan, planned, show_plan, size
+from dinotrack.training.probing import Cost, Probe, cost_of
+
+JOB = Job(
+    frames=100,
+    size=(1920, 1080),
+    working=(854, 476),
+    tokens=(67, 121),
+    channels=1024,
+    frame_pairs=4950,
+    steps=10_000,
+    batch_frames=8,
+    rebuilds=10,
+    rebuilt_pairs=500,
+    queries=600,
+    chunk_bytes=1e9,
+)
+COST = Cost(2.0, 1e8)
+PROBE = Probe((67, 121), 1024, COST, COST, COST, COST, (Cost(1.0, 1e9), Cost(2.0, 2e9)), COST)
+
+
+def needs(found: Plan) -> dict[str, tuple[float, float]]:
+    return {need.name: (need.memory, need.memory - need.spare) for need in found.needs}
+
+
+def test_a_stage_costs_what_its_parts_do() -> None:
+    found = plan(JOB, PROBE, Budget(), start=5e8)
+    seconds = {need.name: need.seconds for need in found.needs}
+    assert seconds["features"] == (200.0, 200.0)
+    assert seconds["optical flow and tracklets"] == (99 * 4.0, 4950 * 4.0)  # to the next frame, or between all
+    assert seconds["best buddies"] == (9900.0, 9900.0)
+    assert seconds["training"] == (10_000 * 4.5,) * 2  # 1 s of one frame, half a second for each of seven more
+    memory = needs(found)
+    assert memory["features"][0] == 5e8 + 4e8  # four frames at once
+    assert memory["training"][0] == 5e8 + 1e9 + 7 * 5e8
+    cells = 67 * 121
+    assert memory["rebuilding pairs"][0] - memory["rebuilding pairs"][1] == 2 * 100 * cells * 1024
+    assert {need.name: need.disk for need in found.needs}["features"] == 2 * 100 * cells * 1024
+
+
+def test_memory_grows_with_the_video_only_where_it_must() -> None:
+    short, long = (needs(plan(replace(JOB, frames=frames), PROBE, Budget(), 5e8)) for frames in (100, 1000))
+    grown = {name for name in short if long[name][1] > 1.1 * short[name][1]}
+    assert grown == {"optical flow and tracklets"}  # all positions; what else is of all frames can lie on disk
+
+
+def test_what_does_not_fit_is_named_with_a_remedy() -> None:
+    fits = replace(plan(JOB, PROBE, Budget(), start=5e8), room=1e12)
+    assert not fits.short() and not list(fits.lines())
+    lines = list(replace(fits, room=4e9).lines())
+    assert any(line.startswith("best buddies: ") and "block of frames by block" in line for line in lines)
+    worst = next(line for line in lines if line.startswith("training needs"))
+    assert "5 GB" in worst and "4 GB may be used" in worst and "lower resolution to about 763" in worst
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "text"), [(12, "12 B"), (1234, "1.23 kB"), (5.6e7, "56 MB"), (8e9, "8 GB"), (2e12, "2 TB")]
+)
+def test_bytes_as_one_reads_them(bytes_: float, text: str) -> None:
+    assert size(bytes_) == text
+
+
+def test_seconds_as_one_reads_them() -> None:
+    assert duration((3.0, 3.0)) == "3 s"
+    assert duration((60.0, 600.0)) == "60 s to 10 min"
+    assert duration((7200.0, 7200.0)) == "2 h"
+
+
+def test_a_cost_is_time_and_what_is_held_meanwhile() -> None:
+    cost = cost_of(lambda: torch.ones(25_000_000).sum())
+    assert 0.9e8 < cost.bytes < 1.3e8 and cost.seconds > 0
+
+
+def test_a_plan_of_a_video_and_what_is_kept_of_it(tmp_path: Path) -> None:
+    config = compose_config("plan", "tiny", ["logger=none", f"cache_dir={tmp_path / 'cache'}"])
+    video, lines = synthetic_clip(0, 5, (56, 42)).video, list[str]()
+    config.resolution = 56
+    found = planned(config, video, queries=7)
+    show_plan(found, lines.append)
+    assert lines[0].startswith("5 frames of 56x42 at 56x40") and "7 queries" in lines[1]
+    kept = json.loads(json.dumps(as_json(found)))
+    assert kept["job"]["frame_pairs"] == 10 and len(kept["needs"]) == 6 and kept["lines"] == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_limit_below_what_is_held_is_called_short(tmp_path: Path) -> None:
+    words = ["logger=none", "memory_limit=100MB", f"cache_dir={tmp_path / 'cache'}"]
+    config = compose_config("plan", "tiny", words)
+    config.resolution = 56
+    lines = list(planned(config, synthetic_clip(0, 5, (56, 42)).video, queries=7).lines())
+    assert lines and all("may be used" in line or "do not fit" in line for line in lines)
