@@ -58,6 +58,7 @@ def test_summary_names_stages_with_seconds_and_memory(finished_run: Path) -> Non
     stages = {stage["name"]: stage for stage in json.loads((finished_run / "summary.json").read_text())["stages"]}
     assert {"preprocess", "fit", "track", "render", "score"} <= stages.keys()
     assert all(stage["seconds"] >= 0 and stage["peak_memory_mb"] > 0 for stage in stages.values())
+    assert all(stage["cpu_seconds"] >= 0 for stage in stages.values()) and stages["fit"]["cpu_seconds"] > 0
 
 
 def test_metrics_compare_the_fit_with_both_baselines(finished_run: Path) -> None:

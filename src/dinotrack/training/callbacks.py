@@ -95,17 +95,20 @@ class TapVidMetrics(L.Callback):
         scores = score_module(pl_module, data, spread(data.truth, self.queries))
         self.best |= {name: max(value, self.best.get(name, value)) for name, value in scores.items()}
         found = scores | {f"{name}_best": self.best[name] for name in scores}
-        pl_module.log_dict(
-            found, logger=False
-        )  # for callbacks that monitor; a logger would be told again in every step
-        for logger in trainer.loggers:
-            logger.log_metrics(found, step=trainer.global_step - 1)
+        log_at_once(trainer, pl_module, found)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = dict(state_dict["best"])
+
+
+def log_at_once(trainer: L.Trainer, module: L.LightningModule, found: dict[str, float]) -> None:
+    """Log what a callback found after a step, once: for callbacks that monitor, and for loggers at that step."""
+    module.log_dict(found, logger=False)  # a logger would be told again in every step
+    for logger in trainer.loggers:
+        logger.log_metrics(found, step=trainer.global_step - 1)
 
 
 class StepProgress(L.Callback):
@@ -149,7 +152,7 @@ class Resumable(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         self.saved_for = self.signals.received
-        last = trainer.global_step == trainer.max_steps
+        last = trainer.should_stop or trainer.global_step == trainer.max_steps
         if self.saved_for or last or trainer.global_step % self.every == 0:
             save_resumable(trainer, self.path)
 

@@ -21,10 +21,14 @@ from dinotrack.structs import write_atomically
 
 @dataclass(frozen=True)
 class Stage:
-    """Seconds of wall clock; peak memory in MB of the process, and of the GPU where there is one (else 0)."""
+    """Seconds of wall clock; peak memory in MB of the process, and of the GPU where there is one (else 0).
+
+    `cpu_seconds` are those of all threads, which other work on the machine changes little.
+    """
 
     name: str
     seconds: float
+    cpu_seconds: float
     peak_memory_mb: float
     peak_gpu_memory_mb: float
 
@@ -39,11 +43,11 @@ class Stages:
     def stage(self, name: str) -> Iterator[None]:
         """Measure what happens inside."""
         start_peak()
-        begin = time.perf_counter()
+        begin, begin_cpu = time.perf_counter(), time.process_time()
         yield
-        seconds = time.perf_counter() - begin
+        seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
         gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
-        self.done.append(Stage(name, round(seconds, 3), round(peak_bytes() / 1e6, 1), round(gpu, 1)))
+        self.done.append(Stage(name, round(seconds, 3), round(cpu, 3), round(peak_bytes() / 1e6, 1), round(gpu, 1)))
 
     def save(self, path: Path, **more: Any) -> None:
         """Write the summary as JSON, with versions and hardware."""
