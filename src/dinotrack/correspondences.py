@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -187,27 +188,64 @@ def build_tracklets(
 def nearest_last_frames(
     tracklets: Tracklets, frame: int, grid: Grid, height: int, width: int
 ) -> Int[Tensor, "cells 2"]:
-    """First and last frame of the chained tracklet nearest to each token of `frame`; (frame, frame) where none lives (§3).
-
-    A tracklet is looked for among those of the token's own cell first. One in another cell is at least half a stride away, so a
-    nearer hit is exact; the few tokens without one are compared with every living tracklet.
-    """
+    """First and last frame of the chained tracklet nearest to each token of `frame`; (frame, frame) where none lives (§3)."""
     tokens = centres(height, width, grid, tracklets.xy.device)
     alive = torch.nonzero((tracklets.start <= frame) & (frame < tracklets.start + tracklets.chained)).squeeze(1)
     span = torch.full((len(tokens), 2), frame, dtype=torch.int32, device=tokens.device)
     if not len(alive):
         return span
     xy = tracklets.at(alive, torch.full_like(alive, frame))
-    cell = nearest_cell(xy, grid, height, width)
-    distance = (xy - tokens[cell]).norm(dim=1)
-    least = torch.full((len(tokens),), torch.inf, device=tokens.device).scatter_reduce(0, cell, distance, "amin")
-    hits = torch.nonzero(distance == least[cell]).squeeze(1)  # of equals the earliest counts
-    nearest = torch.full((len(tokens),), len(xy), device=tokens.device).scatter_reduce(0, cell[hits], hits, "amin")
-    far = least > grid.stride / 2
-    for chunk in torch.nonzero(far).squeeze(1).split(256):
-        nearest[chunk] = torch.cdist(tokens[chunk], xy).argmin(1)
-    chosen = alive[nearest]
+    chosen = alive[nearest_points(xy, grid, height, width)]
     return torch.stack([tracklets.start[chosen], tracklets.start[chosen] + tracklets.chained[chosen] - 1], 1)
+
+
+def nearest_points(
+    xy: Float[Tensor, "n 2"], grid: Grid, height: int, width: int, *, rings: int = 2
+) -> Int[Tensor, " cells"]:
+    """The point nearest to each cell's centre, of equals the first.
+
+    It is looked for among the points of the cell itself, then among those of the cells around it. A point beyond r rings of cells
+    is at least r + 1/2 strides away, so that a nearer one that was found is the nearest of all; the few cells without one are
+    compared with every point.
+    """
+    centre, cell = centres(height, width, grid, xy.device), nearest_cell(xy, grid, height, width)
+    every = torch.arange(len(xy), device=xy.device)
+    least, nearest = nearest_of(centre, xy, cell, every)
+    far = least > grid.stride / 2
+    if far.any():
+        token, point = around(cell, far.view(height, width), rings)
+        further, other = nearest_of(centre, xy, token, point)
+        least, nearest = torch.where(far, further, least), torch.where(far, other, nearest)
+    for chunk in torch.nonzero(least > (rings + 0.5) * grid.stride).squeeze(1).split(256):
+        nearest[chunk] = torch.cdist(centre[chunk], xy).argmin(1)
+    return nearest
+
+
+def nearest_of(
+    centre: Float[Tensor, "cells 2"], xy: Float[Tensor, "n 2"], cell: Int[Tensor, " k"], point: Int[Tensor, " k"]
+) -> tuple[Float[Tensor, " cells"], Int[Tensor, " cells"]]:
+    """Of pairs of a cell and a point: each cell's smallest distance, infinite without a pair, and the first point that has it."""
+    distance = (xy[point] - centre[cell]).norm(dim=1)
+    least = torch.full((len(centre),), torch.inf, device=xy.device).scatter_reduce(0, cell, distance, "amin")
+    hits = torch.nonzero(distance == least[cell]).squeeze(1)
+    nearest = torch.full((len(centre),), len(xy), device=xy.device).scatter_reduce(0, cell[hits], point[hits], "amin")
+    return least, nearest
+
+
+def around(
+    cell: Int[Tensor, " n"], wanted: Bool[Tensor, "h w"], rings: int
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """Pairs of a wanted cell and a point in it or in the `rings` of cells around it; `cell` is each point's own."""
+    height, width = wanted.shape
+    padded = F.pad(wanted, (rings, rings, rings, rings)).flatten()
+    row, column = cell // width, cell % width
+    tokens, points = [], []
+    for down in range(-rings, rings + 1):
+        for right in range(-rings, rings + 1):
+            place = (row + down + rings) * (width + 2 * rings) + column + right + rings
+            points.append(padded[place].nonzero().squeeze(1))
+            tokens.append((cell + down * width + right)[points[-1]])
+    return torch.cat(tokens), torch.cat(points)
 
 
 def frame_pairs(frames: int, limit: int, generator: torch.Generator | None = None) -> list[tuple[int, int]]:
