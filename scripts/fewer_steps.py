@@ -1,8 +1,8 @@
-"""Measure quality against seconds of shorter fits: the rows, the curve and the tables of "Fewer steps" in docs/speed.md.
+"""Measure quality against seconds of shorter fits: rows, a curve, and a table of "Fewer steps" in docs/speed.md.
 
 python scripts/fewer_steps.py measure         # all settings, one after the other, about an hour; goes on where it was stopped
 python scripts/fewer_steps.py measure NAME    # one of SETTINGS, as "75 steps"
-python scripts/fewer_steps.py                 # only draw the curve from the kept rows; scripts/results.py writes the tables
+python scripts/fewer_steps.py                 # only draw the curve, once all rows are kept; scripts/results.py writes the table
 """
 
 import csv
@@ -131,32 +131,9 @@ def table(settings: list[str], base: str, called: str) -> str:
     return "\n".join([*heads, *(line(name, of(base)) for name in settings), "", note])
 
 
-def curve() -> str:
-    """Quality against steps, each setting beside the full schedule."""
-    return table(sorted((*CURVE, STOPPED), key=lambda name: -mean(name, "steps")), FULL, "full")
-
-
 def tried() -> str:
-    """Changes of experiment=demo_fast, beside it."""
-    return table([FAST, *TRIED], FAST, FAST)
-
-
-def chosen(full: Rows) -> str:
-    """experiment=demo_fast on all clips beside the `full` schedule's rows."""
-    titles = ["δ_avg", "AJ", "δ_avg − full", "AJ − full", "worst clip, AJ − full", "s of a fit"]
-    cells = [f"{mean(TWELVE, score):.1f}" for score in SCORES]
-    found = {score: apart(TWELVE, full, score) for score in SCORES}
-    cells += [f"{difference:+.2f} ± {error:.2f}" for difference, error in found.values()]
-    before = {row["clip"]: float(row["aj"]) for row in full}
-    cells.append(f"{min(float(row['aj']) - before[row['clip']] for row in of(TWELVE)):+.1f}")
-    cells.append(f"{mean(TWELVE, 'fit_cpu_seconds'):.0f}")
-    rows = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|", "| " + " | ".join(cells) + " |"]
-    goal = "MISSED" if any(difference < -1 for difference, _ in found.values()) else "met"
-    commits = [", ".join(sorted({row["commit"] for row in each})) for each in (of(TWELVE), full)]
-    note = (
-        f"Goal, at most 1 point below the full schedule on all clips: {goal}. (commit {commits[0]}; full {commits[1]})"
-    )
-    return "\n".join([*rows, "", note])
+    """Changes of experiment=demo_fast that have been measured, beside it."""
+    return table([FAST, *(name for name in TRIED if of(name))], FAST, FAST)
 
 
 def draw() -> None:
@@ -184,4 +161,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         for setting in sys.argv[2:] or SETTINGS:
             measure(setting)
-    draw()
+    if {row["setting"] for row in kept()} == {*SETTINGS}:
+        draw()

@@ -40,7 +40,7 @@ __all__ = [
 def load_tracker(path: str | Path, video: Video | None = None, **options: Any) -> DinoTracker:
     """The tracker of a checkpoint; without `video` the one that it names is read again.
 
-    Options are those of `load_dino_tracker`: `backbone`, `cache`, `device`, `memory`, `progress`.
+    Options are those of `load_dino_tracker`: `backbone`, `cache`, `device`, `memory`, `budget`, `progress`.
 
     Raises:
         DinotrackError: for an unreadable checkpoint, or another video than it was fitted to.

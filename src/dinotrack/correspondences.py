@@ -236,7 +236,7 @@ def around(
     cell: Int[Tensor, " n"], wanted: Bool[Tensor, "h w"], rings: int
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
     """Pairs of a wanted cell and a point in it or in the `rings` of cells around it; `cell` is each point's own."""
-    height, width = wanted.shape
+    width = wanted.shape[1]
     padded = F.pad(wanted, (rings, rings, rings, rings)).flatten()
     row, column = cell // width, cell % width
     tokens, points = [], []
