@@ -1,8 +1,11 @@
 """Make the pictures of docs/pictures.md from DAVIS horsejump-high: `python scripts/pictures.py [run folder]`.
 
+Of `dinotrack picture` that page says the very commands: they are read from there, and only the size of their picture is ours.
 The folder is that of a fit to that clip; where it holds none, one is made (experiment=cpu_small, two minutes on two cores).
 """
 
+import argparse
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +19,13 @@ from dinotrack.data.queries import read_queries
 from dinotrack.data.video import load_masks
 from dinotrack.evaluation import predict, truth_of_joints
 from dinotrack.structs import Video
-from dinotrack.tools.picture import FittedRun, looks_of, pairs_of
+from dinotrack.tools.picture import FittedRun, buddies_picture, looks_of, parse
 from dinotrack.visualization import (
     compare_tracks,
-    draw_matches,
     draw_tracks,
-    on_mask,
     pca_frames,
     resized,
     similarity_picture,
-    spread,
     tile,
     titled,
 )
@@ -34,16 +34,17 @@ from dinotrack.visualization.side_by_side import frames_in_a_row
 
 ROOT = Path(__file__).parents[1]
 CLIP, IMAGES = ROOT / "../shared/data/horsejump-high", ROOT / "docs/images"
+PAGE = ROOT / "docs/pictures.md"
+RUNS = {"dino_tracker": ROOT / "runs/pictures/fitted", "flow_chain": ROOT / "runs/pictures/flow_chain"}
+"""By their methods; scripts/screenshots.py shows them too."""
 WIDE, MOST = 768, 200_000
-QUERY = (0.0, 250.0, 190.0)
-"""The rider's knee."""
 
 
-def fit(folder: Path) -> None:
-    """Fit a tracker to the clip, without weights."""
+def track(folder: Path, method: str) -> None:
+    """A run on the clip, without weights."""
     clip = [f"video={CLIP / 'video'}", f"masks={CLIP / 'masks'}", "queries=grid:20", "queries_on_mask=true"]
-    options = ["experiment=cpu_small", *clip, "logger=none", "render=false", f"hydra.run.dir={folder}"]
-    subprocess.run([sys.executable, "-m", "dinotrack", "run", *options], check=True)
+    options = ["experiment=cpu_small", f"method={method}", *clip, "logger=none", "render=false"]
+    subprocess.run([sys.executable, "-m", "dinotrack", "run", *options, f"hydra.run.dir={folder}"], check=True)
 
 
 def keep(picture: UInt8[Tensor, "3 h w"], name: str) -> None:
@@ -83,23 +84,25 @@ def errors(run: FittedRun, video: Video) -> None:
     keep(frames_in_a_row(drawn, 1), "errors")
 
 
+def asked(kind: str) -> argparse.Namespace:
+    """The options of the page's command for a picture of this kind."""
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith(f"dinotrack picture {kind} ")]
+    return parse(shlex.split(next(line for line in lines if ".png" in line))[2:])
+
+
 def similarity(run: FittedRun, video: Video) -> None:
-    asked = torch.tensor(QUERY)
-    keep(
-        frames_in_a_row(similarity_picture(video, asked, looks_of(run, asked), [12, 25], widest=WIDE), 1), "similarity"
-    )
+    options = asked("similarity")
+    query = torch.tensor(options.query)
+    drawn = similarity_picture(video, query, looks_of(run, query), options.frames, widest=WIDE)
+    keep(frames_in_a_row(drawn, 1), "similarity")
 
 
 def best_buddies(run: FittedRun, video: Video) -> None:
-    rows = []
-    for kind, label in (("refined", "best buddies in refined features"), ("tracklets", "tracklets of optical flow")):
-        pairs = spread(on_mask(pairs_of(run, kind, 0, 20), video.masks, run.raw.size), 40)
-        rows.append(draw_matches(video, pairs, run.raw.size, 0, 20, title=label, widest=WIDE)[None])
-    keep(tile(rows, 1)[0], "best_buddies")
+    keep(buddies_picture(run, asked("best-buddies"), WIDE), "best_buddies")
 
 
 def components(run: FittedRun, video: Video) -> None:
-    chosen, size = [0, 25, 49], (WIDE // 3, round(WIDE / 3 * video.size[1] / video.size[0]))
+    chosen, size = asked("pca").frames, (WIDE // 3, round(WIDE / 3 * video.size[1] / video.size[0]))
     panels = [titled(resized(video, size).frames[chosen], "video")]
     for name, features in (("raw features", run.raw), ("refined features", run.tracker.features)):
         panels.append(titled(pca_frames(features, size)[chosen], name))
@@ -110,7 +113,7 @@ def main(folder: Path) -> None:
     if not CLIP.is_dir():
         raise SystemExit(f"{CLIP} is not there; put DAVIS horsejump-high in it")
     if not (folder / "tracker.ckpt").exists():
-        fit(folder)
+        track(folder, "dino_tracker")
     run = FittedRun.open(folder)
     masks = load_masks(CLIP / "masks", run.video)
     video = Video(run.video.frames, run.video.fps, masks, run.video.path)
@@ -119,4 +122,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/pictures"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else RUNS["dino_tracker"]))

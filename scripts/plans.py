@@ -1,7 +1,7 @@
 """Compare what `dinotrack plan` says of memory with what its stages then hold, each in a process of its own.
 
 python -m scripts.plans           # three sizes, a few minutes; keeps docs/results/plans.json
-python -m scripts.plans --short   # the smallest, as make test-slow does; keeps nothing
+python -m scripts.plans --short   # the smallest; keeps nothing
 """
 
 import json
@@ -36,7 +36,7 @@ def compare(name: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         words = [*COMMON, *SIZES[name], f"cache_dir={place / 'cache'}"]
-        watched(["plan", *words, f"hydra.run.dir={place / 'plan'}"])
+        watched(["plan", *words, f"hydra.run.dir={place / 'plan'}"], place / "cache")
         needs = {need["name"]: need for need in json.loads((place / "plan" / "plan.json").read_text())["needs"]}
         shared = [word for word in words if not word.startswith("queries")]
         track = [f"checkpoint={place / 'fit' / 'tracker.ckpt'}", "queries=grid:16", "render=false", "device=cpu"]
@@ -47,7 +47,7 @@ def compare(name: str) -> list[dict[str, Any]]:
         }
         rows = []
         for command, stages in STAGES.items():
-            found = watched([*commands[command], f"hydra.run.dir={place / command}"])
+            found = watched([*commands[command], f"hydra.run.dir={place / command}"], place / "cache")
             planned = max(needs[stage]["memory"] for stage in stages) / 1e6
             row = {
                 "size": name,

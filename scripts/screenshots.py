@@ -1,7 +1,9 @@
-"""Pictures of the documentation that a browser or the library draws, each at most 200 kB.
+"""Pictures of the documentation that a browser draws, each at most 200 kB.
 
 python scripts/screenshots.py          # all of them
 python scripts/screenshots.py viewer   # one job; every job is in JOBS
+
+The fitted run is that of scripts/pictures.py, which is made where it is not there: two minutes on two cores.
 """
 
 import io
@@ -17,14 +19,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the browser that the tests start
+from pictures import RUNS, track  # noqa: E402
+
 from chromium import chromium, missing, until  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
-DATA = (ROOT.parent / "shared" / "data").resolve()
-HORSE = DATA / "horsejump-high"
 LARGEST = 200_000
-METHODS = ("raw_features", "flow_chain")
-"""A fit would take minutes and show the same viewer."""
 
 
 def save(picture: Image.Image, name: str) -> None:
@@ -46,19 +46,16 @@ def dinotrack(*arguments: str | Path) -> None:
 
 
 def viewer() -> None:
-    """The viewer on the horse: confidence with one point singled out, and raw features beside chained flow."""
+    """The viewer on the horse: a fitted tracker's confidence with one point singled out, and it beside chained flow."""
     if missing():
         raise SystemExit(missing())
-    runs = ROOT / "runs" / "screenshots"
-    common = ["experiment=cpu_small", f"video={HORSE / 'video'}", f"masks={HORSE / 'masks'}"]
-    common += ["queries=grid:20", "queries_on_mask=true", "render=false"]
-    for method in METHODS:
-        if not (runs / method / "tracks.npz").exists():
-            dinotrack("run", *common, f"method={method}", f"hydra.run.dir={runs / method}")
-    page = runs / "view.html"
-    dinotrack("view", runs / METHODS[0], "--output", page)
-    compared = runs / "compare.html"
-    dinotrack("view", runs / METHODS[0], "--compare", runs / METHODS[1], "--output", compared)
+    for method, folder in RUNS.items():
+        if not (folder / "tracks.npz").exists():
+            track(folder, method)
+    fitted, chained = RUNS.values()
+    page, compared = fitted / "view.html", fitted / "compare.html"
+    dinotrack("view", fitted, "--output", page)
+    dinotrack("view", fitted, "--compare", chained, "--output", compared)
     with tempfile.TemporaryDirectory() as profile, chromium(Path(profile), 1280, 890) as browser:
         shoot(browser, page, "viewer", one_point)
         shoot(browser, compared, "viewer_compare", beside)

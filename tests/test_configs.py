@@ -1,8 +1,10 @@
 """Every YAML: composed, instantiated and stepped at a tiny size, with random weights where it has any."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -18,6 +20,7 @@ from dinotrack.training.config import compose_config, config_folder, make_data, 
 from dinotrack.training.evaluating import benchmark_of
 from dinotrack.training.fit import fit, prepare, published_steps, train
 from dinotrack.training.unfitted import unfitted_tracker
+from dinotrack.vits import vit_skeleton
 
 CONF = config_folder()
 BASE = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "steps=1", "device=cpu", "logger=none"]
@@ -118,9 +121,33 @@ def test_settings_of_another_refinement_are_named() -> None:
         make_module(config, VitBackbone("vit_small_patch14_dinov2.lvd142m", layer=2, pretrained=False))
 
 
+VITS = [name for name in names("backbone") if not name.startswith("dense_sift")]
+
+
 @pytest.mark.parametrize("name", names("backbone"))
-def test_every_backbone_steps(name: str, video: Video, tmp_path: Path) -> None:
+def test_every_backbone_steps(name: str, video: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ViTs in their own widths, but with two blocks; `test_every_whole_vit_steps` has them all."""
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **({"depth": 2} if name in VITS else {})))
     step(video[:2], tmp_path, [f"backbone={name}", *tiny_backbone(name), "supervision.gamma=50"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VITS)
+def test_every_whole_vit_steps(name: str, video: Video, tmp_path: Path) -> None:
+    step(video[:2], tmp_path, [f"backbone={name}", *tiny_backbone(name), "supervision.gamma=50"])
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_every_vit_has_the_layer_that_its_config_names(name: str) -> None:
+    config = compose_config("fit", overrides=[f"backbone={name}"]).backbone
+    vit = vit_skeleton(config.model)
+    assert 1 <= config.layer <= len(vit.blocks)
+    assert (vit.embed_dim, len(vit.blocks), type(vit.blocks[0].mlp).__name__) == {
+        "s": (384, 12, "Mlp"),
+        "b": (768, 12, "Mlp"),
+        "l": (1024, 24, "Mlp"),
+        "g": (1536, 40, "SwiGLUPacked"),
+    }[name.removeprefix("dinov2_vit").removesuffix("14")]
 
 
 @pytest.mark.parametrize("name", names("flow"))

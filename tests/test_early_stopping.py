@@ -100,8 +100,9 @@ def test_the_share_is_that_of_single_points_followed_there_and_back(frames: int,
     for a, b in frame_pairs(frames, 3, own):
         for i, j in ((a, b), (b, a)):
             for xy in random_pixels(store.masks[::every][i], search, own):
-                there = follow_features(features, module.head, xy[None], i, j, factor)
-                back = follow_features(features, module.head, there, j, i, factor)[0]
+                here, other = features.values[i], features.values[j]
+                there = follow_features(here, other, features.grid, module.head, xy[None], factor)
+                back = follow_features(other, here, features.grid, module.head, there, factor)[0]
                 near.append(float((back - xy).norm()) <= 12.0 * factor)
     assert found == pytest.approx(sum(near) / len(near), abs=1e-6) and 0 < found < 1
 

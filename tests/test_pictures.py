@@ -1,6 +1,7 @@
 """Pictures of features and of several trackers: what is marked lies where it is, and colours mean the same everywhere."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dinotrack.errors import DinotrackError
 from dinotrack.geometry import at_pixels
 from dinotrack.mp4 import save_video
 from dinotrack.structs import FeatureMap, Grid, Pairs, PointTruth, Tracklets, Tracks, Video
+from dinotrack.tools import picture, render
 from dinotrack.visualization import (
     Look,
     best_buddies_between,
@@ -493,6 +495,16 @@ def test_render_wants_the_video_that_it_cannot_know(files: Path, capsys: Any):
             cli.main(["render", *map(str, words)])
         assert end.value.code == 2 and message in capsys.readouterr().err
     assert clip.read_bytes() == before and not (files / "out.mp4").exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pictures.md"])
+def test_documented_commands_are_understood(page: str):
+    tools = {"render": render.parse, "picture": picture.parse}
+    lines = [line.split() for line in (Path(__file__).parents[1] / page).read_text().splitlines()]
+    commands = [line for line in lines if line[:1] == ["dinotrack"] and line[1] in tools]
+    assert {line[1] for line in commands} == set(tools)
+    for _, tool, *words in commands:
+        tools[tool](shlex.split(" ".join(words), comments=True))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ JOB = Job(
     rebuilt_pairs=500,
     queries=600,
     chunk_bytes=1e9,
+    encoded=1.0,
 )
 COST = Cost(2.0, 1e8)
 PROBE = Probe((67, 121), 1024, COST, COST, COST, COST, (Cost(1.0, 1e9), Cost(2.0, 2e9)), COST)
@@ -43,16 +44,19 @@ def test_a_stage_costs_what_its_parts_do() -> None:
     assert seconds["best buddies"] == (9900.0, 9900.0)
     assert seconds["training"] == (10_000 * 4.5,) * 2  # 1 s of one frame, half a second for each of seven more
     memory = needs(found)
-    assert memory["features"][0] == 5e8 + 4e8  # four frames at once
-    assert memory["training"][0] == 5e8 + 1e9 + 7 * 5e8
+    start = 5e8 + 4 * 100 * 854 * 476  # with working frames and masks
+    assert memory["features"][0] == start + 4e8  # four frames at once
+    assert memory["training"][0] == start + 1e9 + 7 * 5e8
     cells = 67 * 121
     assert memory["rebuilding pairs"][0] - memory["rebuilding pairs"][1] == 2 * 100 * cells * 1024
     assert {need.name: need.disk for need in found.needs}["features"] == 2 * 100 * cells * 1024
 
 
 def test_memory_grows_with_the_video_only_where_it_must() -> None:
-    short, long = (needs(plan(replace(JOB, frames=frames), PROBE, Budget(), 5e8)) for frames in (100, 1000))
-    grown = {name for name in short if long[name][1] > 1.1 * short[name][1]}
+    same = replace(JOB, size=(854, 476))
+    short, long = (needs(plan(replace(same, frames=frames), PROBE, Budget(), 5e8)) for frames in (100, 1000))
+    masks = 900 * 854 * 476
+    grown = {name for name in short if long[name][1] - masks > 1.1 * short[name][1]}
     assert grown == {"optical flow and tracklets"}  # all positions; what else is of all frames can lie on disk
 
 
@@ -62,7 +66,7 @@ def test_what_does_not_fit_is_named_with_a_remedy() -> None:
     lines = list(replace(fits, room=4e9).lines())
     assert any(line.startswith("best buddies: ") and "block of frames by block" in line for line in lines)
     worst = next(line for line in lines if line.startswith("training needs"))
-    assert "5 GB" in worst and "4 GB may be used" in worst and "lower resolution to about 763" in worst
+    assert "5.16 GB" in worst and "4 GB may be used" in worst and "lower resolution to about 751" in worst
 
 
 @pytest.mark.parametrize(
@@ -101,3 +105,10 @@ def test_a_limit_below_what_is_held_is_called_short(tmp_path: Path) -> None:
     config.resolution = 56
     lines = list(planned(config, synthetic_clip(0, 5, (56, 42)).video, queries=7).lines())
     assert lines and all("may be used" in line or "do not fit" in line for line in lines)
+
+
+def test_a_refinement_that_must_be_prepared_is_planned_too(tmp_path: Path) -> None:
+    vit = ["backbone=dinov2_vits14", "backbone.pretrained=false", "backbone.layer=4", "backbone.stride=14"]
+    words = ["ablation=lora", *vit, "method.delta.blocks=[3,4]", "logger=none", f"cache_dir={tmp_path}"]
+    config = compose_config("plan", "tiny", words)
+    assert len(planned(config, synthetic_clip(0, 3, (56, 42)).video, queries=2).needs) == 6

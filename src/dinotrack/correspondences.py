@@ -111,7 +111,7 @@ def gather_rows(rows: list[tuple[Tensor, Tensor]], start: Int[Tensor, " n"], siz
         ids, positions = rows[t]
         kept = keep[ids]
         xy[first[ids[kept]] + t] = positions[kept]
-        rows[t] = (ids[:0], positions[:0])
+        rows[t] = (ids.new_empty(0), positions.new_empty(0, 2))
     return Tracklets(start[keep].int(), length[keep], length[keep], xy, size)
 
 

@@ -188,7 +188,8 @@ def look_up(
 
 def normalise(xy: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
     """Positions in the losses' units: 2x / (W - 1) - 1, 2y / (H - 1) - 1, as the published code has it (§0)."""
-    return 2 * xy / xy.new_tensor([size[0] - 1, size[1] - 1]) - 1
+    x, y = xy.unbind(-1)
+    return torch.stack([2 * x / (size[0] - 1) - 1, 2 * y / (size[1] - 1) - 1], -1)  # no tensor of sizes to wait for
 
 
 def window(radius: float, stride: float) -> int:

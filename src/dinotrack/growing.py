@@ -58,7 +58,7 @@ class Rows:
         self.filled += len(rows)
 
     def _begin(self, rows: Shaped[Tensor, "n ..."]) -> None:
-        self.like = rows[:0].detach()
+        self.like = torch.empty(0, *rows.shape[1:], dtype=rows.dtype)
         size = rows[0].numel() * rows.element_size() * self.count
         place = self.budget.device_for(size, self.device)
         if place is None:

@@ -17,7 +17,7 @@ class RaftFlows:
     """Motion between the frames of a video by the parts of torchvision's RAFT.
 
     What the encoders make of a frame is kept from when it is first asked for: of raft_large 512 numbers for each 8×8 pixels, of
-    raft_small 288, in the encoders' precision. That is 16 bytes a pixel at most, 8 in half precision, on the frames' device.
+    raft_small 288, in the encoders' precision. That is 32 bytes a pixel at most, 16 in half precision, on the frames' device.
     """
 
     def __init__(

@@ -165,6 +165,11 @@ def looks_of(run: FittedRun, asked: Float[Tensor, "3"]) -> list[Look]:
 
 def best_buddies(run: FittedRun, options: argparse.Namespace) -> None:
     """Lines of each kind below one another."""
+    save_png(buddies_picture(run, options), options.output)
+
+
+def buddies_picture(run: FittedRun, options: argparse.Namespace, widest: int = 1920) -> UInt8[Tensor, "3 h w"]:
+    """A row for each kind, at most about `widest` pixels wide; its title counts all, also those that are not drawn."""
     frames = options.frames or [0, len(run.video) // 2]
     if len(frames) != 2:
         raise DinotrackError(f"--frames {','.join(map(str, frames))}: expected two, source and target")
@@ -175,9 +180,9 @@ def best_buddies(run: FittedRun, options: argparse.Namespace) -> None:
         if options.foreground:
             masks = run.given_masks()
             pairs = on_mask(pairs, masks if len(masks) else saliency_masks(run.raw), run.raw.size)
-        title = f"{LABELS[kind]}: {len(pairs)} from frame {frames[0]} to {frames[1]}"
-        rows.append(draw_matches(run.video, spread(pairs, options.count), run.raw.size, *frames, title=title)[None])
-    save_png(tile(rows, 1)[0], options.output)
+        about = {"title": f"{LABELS[kind]}: {len(pairs)} from frame {frames[0]} to {frames[1]}", "widest": widest}
+        rows.append(draw_matches(run.video, spread(pairs, options.count), run.raw.size, *frames, **about)[None])
+    return tile(rows, 1)[0]
 
 
 LABELS = {

@@ -1,4 +1,7 @@
-"""What a run will take, before it begins: seconds, memory and disk of each stage, and what happens where memory is short."""
+"""What a run will take, before it begins: seconds, memory and disk of each stage, and what happens where memory is short.
+
+Memory is the host's; that of a GPU is not planned yet.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,11 +19,11 @@ from dinotrack.training.losses import first_step
 from dinotrack.training.probing import Probe, probe
 
 POSITIONS = 1.3
-"""Positions on tracklets for each pixel of each frame: every pixel has one, and where chains meet there are more (docs/results)."""
+"""Positions on tracklets for each pixel of each frame: every pixel has one, and where chains meet there are more."""
 CHUNK = 4
 """Frames that the backbone sees at once."""
-PRODUCT, ROWS = 256e6, 4e9
-"""Bytes of one product of `Cosines`, and of its unit rows."""
+PRODUCT = 256e6
+"""Bytes of one product of `Cosines`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Job:
     queries: int
     chunk_bytes: float
     """`memory`: what a chunk of queries may take."""
+    encoded: float
+    """Bytes a pixel that the flow estimator keeps of each frame."""
 
     @property
     def cells(self) -> int:
@@ -50,6 +55,11 @@ class Job:
     @property
     def pixels(self) -> int:
         return self.working[0] * self.working[1]
+
+    @property
+    def kept(self) -> float:
+        """Bytes of the working frames, where they are not the video's own, and of the masks."""
+        return float(self.frames * self.pixels * (1 + 3 * (self.working != self.size)))
 
     @property
     def features(self) -> float:
@@ -117,10 +127,11 @@ def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int
         frame_pairs=min(frames * (frames - 1) // 2, config.supervision.max_frame_pairs),
         steps=steps,
         batch_frames=min(frames, 2 * config.method.batch.frames_per_set),
-        rebuilds=-(-(steps - begins) // rebuild["every"]) if counted else 0,
+        rebuilds=max(0, -(-(steps - begins) // rebuild["every"])) if counted else 0,
         rebuilt_pairs=min(frames * (frames - 1) // 2, rebuild["frame_pairs"]) if counted else 0,
         queries=queries,
         chunk_bytes=float(config.memory),
+        encoded=32.0 if data.flow.settings["kind"] == "raft" else 1.0,
     )
 
 
@@ -129,14 +140,19 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None) -> 
     start = held() if start is None else start
     free = start + free_memory()
     room = free if budget.limit is None else min(free, parse_bytes(budget.limit))
+    start += job.kept
     return Plan(
         job,
-        [*preprocessing_needs(job, probe, start), *fit_needs(job, probe, start), inference_needs(job, probe, start)],
+        [
+            *preprocessing_needs(job, probe, start, room),
+            *fit_needs(job, probe, start),
+            inference_needs(job, probe, start),
+        ],
         room,
     )
 
 
-def preprocessing_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
+def preprocessing_needs(job: Job, probe: Probe, start: float, room: float) -> Iterator[Need]:
     """Features, tracklets, best buddies."""
     frames, cells = job.frames, job.cells
     extracted = start + min(CHUNK, frames) * probe.feature_frame.bytes
@@ -146,17 +162,19 @@ def preprocessing_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
     yield Need(
         "optical flow and tracklets",
         ((frames - 1) * one, pairs * one),
-        start + 20 * positions + 2 * probe.flow_pair.bytes,
+        start + 20 * positions + job.encoded * frames * job.pixels + 2 * probe.flow_pair.bytes,
         0.0,
         8 * positions,
     )
-    rows = 4.0 * frames * cells * job.channels
+    rows = min(
+        4.0 * frames * cells * job.channels, max(0.0, room - start) / 2
+    )  # what a budget lends, else block by block
     product = min(PRODUCT, 4.0 * cells**2 * frames)
     yield Need(
         "best buddies",
         both(job.frame_pairs * probe.frame_pair.seconds),
-        start + min(rows, ROWS) + product + probe.frame_pair.bytes,
-        min(rows, ROWS),
+        start + rows + product + probe.frame_pair.bytes,
+        rows,
         instead="unit features will be made block of frames by block",
     )
 
