@@ -146,7 +146,7 @@ def test_every_vit_has_the_layer_that_its_config_names(name: str) -> None:
         "s": (384, 12, "Mlp"),
         "b": (768, 12, "Mlp"),
         "l": (1024, 24, "Mlp"),
-        "g": (1536, 40, "SwiGLUPacked"),
+        "g": (1536, 40, "GluMlp"),
     }[name.removeprefix("dinov2_vit").removesuffix("14")]
 
 

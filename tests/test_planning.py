@@ -109,6 +109,6 @@ def test_a_limit_below_what_is_held_is_called_short(tmp_path: Path) -> None:
 
 def test_a_refinement_that_must_be_prepared_is_planned_too(tmp_path: Path) -> None:
     vit = ["backbone=dinov2_vits14", "backbone.pretrained=false", "backbone.layer=4", "backbone.stride=14"]
-    words = ["ablation=lora", *vit, "method.delta.blocks=[3,4]", "logger=none", f"cache_dir={tmp_path}"]
+    words = ["ablation=lora", *vit, "~method.delta.hidden", "logger=none", f"cache_dir={tmp_path}"]
     config = compose_config("plan", "tiny", words)
     assert len(planned(config, synthetic_clip(0, 3, (56, 42)).video, queries=2).needs) == 6
