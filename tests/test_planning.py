@@ -1,6 +1,7 @@
 """What a run will take, said before it begins."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +84,12 @@ def test_seconds_as_one_reads_them() -> None:
 
 
 def test_a_cost_is_time_and_what_is_held_meanwhile() -> None:
-    cost = cost_of(lambda: torch.ones(25_000_000).sum())
+    def job() -> None:
+        kept = torch.ones(25_000_000)
+        time.sleep(0.3)  # the watch looks now and then
+        assert len(kept)
+
+    cost = cost_of(job)
     assert 0.9e8 < cost.bytes < 1.3e8 and cost.seconds > 0
 
 
