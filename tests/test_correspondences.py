@@ -14,7 +14,6 @@ from torch import Tensor
 from dinotrack.correspondences import (
     build_tracklets,
     chain,
-    consecutive_flows,
     dino_best_buddies,
     frame_pairs,
     limit_drift,
@@ -27,7 +26,7 @@ from dinotrack.correspondences import (
 )
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres
-from dinotrack.optical_flow import PairFlows, flows_over
+from dinotrack.optical_flow import Dis, FlowEstimator, PairFlows, Raft, flows_over
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracklets
 from twins import Point, ambiguity_twin, array, cosine, step_twin, within
 
@@ -172,9 +171,19 @@ def test_flows_without_a_consistent_point_give_no_tracklets() -> None:
     assert len(limit_drift(tracklets, flows_over(numbered_frames(3), TableFlow({})))) == 0
 
 
+@pytest.mark.parametrize(
+    "flow", [TableFlow({}), Dis(), Raft(small=True, pretrained=False)], ids=["table", "dis", "raft"]
+)
+def test_one_frame_has_no_tracklets(flow: FlowEstimator) -> None:
+    tracklets = build_tracklets(numbered_frames(1), flow)
+    assert len(tracklets) == 0 and tracklets.size == (WIDTH, HEIGHT)
+    forward, backward = stacked(flows_over(numbered_frames(1), flow))
+    assert forward.shape == backward.shape == (0, 2, HEIGHT, WIDTH)
+
+
 def test_flows_are_asked_for_in_both_directions(rng: torch.Generator) -> None:
     flow = table_flow(rng)
-    forward, backward = stacked(consecutive_flows(flows_over(numbered_frames(), flow)))
+    forward, backward = stacked(flows_over(numbered_frames(), flow))
     assert torch.equal(forward, consecutive(flow)[0]) and torch.equal(backward, consecutive(flow)[1])
 
 
@@ -271,7 +280,7 @@ def test_flows_come_in_batches_and_each_is_asked_for_once(
     assert Counter(flow.asked) == Counter(alone) == Counter(spanned)
     assert FRAMES < len(spanned) < (FRAMES - 1) * (FRAMES - 2)  # fewer than there are
     assert max(flows.sizes) == 2 * min(batch, FRAMES - 2) and all(size % 2 == 0 for size in flows.sizes)
-    forward, backward = stacked(consecutive_flows(flows))
+    forward, backward = stacked(flows)
     assert torch.equal(forward, consecutive(flow)[0]) and torch.equal(backward, consecutive(flow)[1])
 
 

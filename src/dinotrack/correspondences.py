@@ -57,12 +57,12 @@ def new_starts(
     return ~occupied | (error >= limit).view(height, width) | ~reached.view(height, width)
 
 
-def stacked(
-    flows: Iterable[tuple[Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]],
-) -> tuple[Float[Tensor, "u 2 h w"], Float[Tensor, "u 2 h w"]]:
-    """Consecutive flows of a whole video at once, those forwards and those backwards, on the CPU."""
-    forward, backward = zip(*flows, strict=True)
-    return torch.stack(forward).cpu(), torch.stack(backward).cpu()
+def stacked(flows: Flows, progress: Progress = silent) -> tuple[Float[Tensor, "u 2 h w"], Float[Tensor, "u 2 h w"]]:
+    """Consecutive flows of a whole video at once, those forwards and those backwards, on the CPU; none of a single frame."""
+    batches = progress(torch.arange(len(flows) - 1).split(flows.batch), "optical flow")
+    parts = [[way.cpu() for way in both_ways(flows, some, some + 1)] for some in batches]
+    forward, backward = (torch.cat(way) for way in zip(*parts, strict=True))
+    return forward, backward
 
 
 def chain(flows: Iterable[tuple[Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]], *, gamma: float = 1.5) -> Tracklets:
@@ -91,7 +91,7 @@ def chain(flows: Iterable[tuple[Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]]
         alive = (error < gamma) & inside(landed, size)
         ids, xy, before = ids[alive], landed[alive], [forward, backward]
     rows.append((ids, xy))  # a start in the last frame would be no tracklet
-    return gather_rows(rows, torch.cat(starts), size)
+    return gather_rows(rows, torch.cat(starts) if starts else ids, size)
 
 
 def gather_rows(rows: list[tuple[Tensor, Tensor]], start: Int[Tensor, " n"], size: tuple[int, int]) -> Tracklets:
@@ -181,6 +181,7 @@ def build_tracklets(
     size = (frames.shape[3], frames.shape[2])
     factor, flows = constant_scale(size) if scale else 1.0, flows_over(frames.to(device), flow)
     chained = chain(consecutive_flows(flows, progress), gamma=gamma * factor)
+    chained = replace(chained, size=size)  # which no flow says of a single frame
     limits = {"gamma": gamma * factor, "gamma_long": gamma_long * factor}
     return limit_drift(chained, flows, **limits, drift=drift, progress=progress).to("cpu")
 

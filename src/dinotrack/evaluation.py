@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from dinotrack.correspondences import consecutive_flows, stacked
+from dinotrack.correspondences import stacked
 from dinotrack.data.badja import BADJA_SIZE, badja_truth, read_badja
 from dinotrack.data.queries import sample_queries
 from dinotrack.data.synthetic import Clip
@@ -41,7 +41,7 @@ def baselines(
 
     `flow` and `frames` must lie on one device, on which raw features are tracked; these stay where they lie.
     """
-    forward, backward = stacked(consecutive_flows(flows_over(frames, flow), progress))
+    forward, backward = stacked(flows_over(frames, flow), progress)
     rules = {"scale_constants": scale_constants, "visibility": visibility, "radius": radius, "memory": memory}
     return {
         "raw_features": raw_feature_tracker(video, features, **rules).to(frames.device, Budget(features="host")),

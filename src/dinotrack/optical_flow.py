@@ -62,7 +62,9 @@ class PairFlows:
 
     def __call__(self, source: Int[Tensor, " p"], target: Int[Tensor, " p"]) -> Float[Tensor, "p 2 h w"]:
         pairs = zip(source.tolist(), target.tolist(), strict=True)
-        return torch.cat([self.flow(self.frames[i : i + 1], self.frames[j : j + 1]) for i, j in pairs])
+        flows = [self.flow(self.frames[i : i + 1], self.frames[j : j + 1]) for i, j in pairs]
+        empty = torch.zeros(0, 2, *self.frames.shape[2:], device=self.frames.device)
+        return torch.cat([empty, *flows])
 
 
 def flows_over(frames: UInt8[Tensor, "t 3 h w"], flow: FlowEstimator) -> Flows:

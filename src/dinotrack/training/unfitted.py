@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dinotrack.cache import default_cache
-from dinotrack.correspondences import consecutive_flows, stacked
+from dinotrack.correspondences import stacked
 from dinotrack.feature_pass import video_features
 from dinotrack.geometry import resize_frames, working_size
 from dinotrack.methods.flow_chain import FlowChainTracker
@@ -58,6 +58,6 @@ def flow_chain(config: DictConfig, video: Video, progress: Progress) -> Tracker:
     size = fixed_size(config) or working_size(video.size, config.resolution, config.backbone.stride)
     frames = working_frames(seen, config.backbone.stride, size=size).to(pick_device(config.device))
     flow = instantiate(config.flow).to(pick_device(config.device))
-    forward, backward = stacked(consecutive_flows(flows_over(frames, flow), progress))
+    forward, backward = stacked(flows_over(frames, flow), progress)
     rules = {"gamma": config.method.gamma, "scale_constants": config.scale_constants}
     return FlowChainTracker(forward, backward, video.size, video.fps, **rules)
