@@ -23,9 +23,16 @@ def call(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny `dinotrack run`."""
+    """Folder of a tiny `dinotrack run`, with the published radius: its weights go to the published files."""
     folder = tmp_path_factory.mktemp("run") / "results"
-    call("run", *TINY, "queries=grid:16", f"hydra.run.dir={folder}", f"cache_dir={folder.parent / 'cache'}")
+    call(
+        "run",
+        *TINY,
+        "method.head.radius=35",
+        "queries=grid:16",
+        f"hydra.run.dir={folder}",
+        f"cache_dir={folder.parent / 'cache'}",
+    )
     return folder
 
 

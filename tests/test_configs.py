@@ -18,7 +18,7 @@ from dinotrack.trackers import FeatureTracker
 from dinotrack.training.batch import BatchSettings
 from dinotrack.training.config import compose_config, config_folder, make_data, make_module
 from dinotrack.training.evaluating import benchmark_of
-from dinotrack.training.fit import fit, prepare, published_steps, train
+from dinotrack.training.fit import fit, prepare, published_steps, train, warn_of_small_radius
 from dinotrack.training.unfitted import unfitted_tracker
 from dinotrack.vits import vit_skeleton
 
@@ -178,6 +178,21 @@ def test_every_experiment_steps(name: str, video: Video, tmp_path: Path) -> None
     small = [*HIDDEN, "flow=dis", "backbone=dense_sift"] if name == "fast" else []
     overrides = [*RANDOM, *small, f"cache_dir={tmp_path}", "steps=1", "method.batch.flow_pairs=16", "resolution=64"]
     assert fit(video, experiment=name, overrides=overrides, progress=False).track(torch.zeros(1, 3)).xy.isfinite().all()
+
+
+def test_a_radius_below_a_token_is_warned_of(video: Video, caplog: pytest.LogCaptureFixture) -> None:
+    def warned(experiment: str, *overrides: str) -> list[str]:
+        caplog.clear()
+        config = compose_config("fit", experiment, overrides)
+        warn_of_small_radius(config, make_data(config, video))
+        return [record.getMessage() for record in caplog.records]
+
+    for experiment in ("tiny", "demo", "ablations", "cpu_small"):
+        assert warned(experiment) == []
+    assert warned("tiny", "method.head.radius=36") == []
+    [line] = warned("tiny", "method.head.radius=35")
+    assert line.startswith("R is 3.9 pixels, a token 4: ") and line.endswith(" or at least method.head.radius=36")
+    assert warned("tiny", "method.head.radius=4", "scale_constants=false") == []
 
 
 def test_the_command_line_wins_over_an_experiment() -> None:

@@ -246,6 +246,7 @@ def test_published_weights_track_without_a_fit(davis: Path, tmp_path: Path, caps
     common = ["evaluate", "benchmark=dino_tracker_davis", f"benchmark.path={file}", f"cache_dir={tmp_path / 'cache'}"]
     common += ["experiment=tiny", "steps=3", f"size=[{SIZE[0]},{SIZE[1]}]", "method.batch.flow_pairs=16"]
     common += ["method.delta.alignment=published", "method.head.fallback=published", "method.delta.hidden=[4,8,16]"]
+    common += ["method.head.radius=35"]
     published = ["benchmark.published_weights=true", f"folder={tmp_path / 'published'}"]
     with pytest.raises(SystemExit):
         cli.main([*common, *published])

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import pickle
+import re
 import socket
 import struct
 import threading
@@ -32,6 +33,7 @@ from dinotrack.training.loggers import Guarded, RunLoggers, show_picture, shows_
 
 TINY = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "device=cpu", "steps=4"]
 TINY += ["method.delta.hidden=[4,8]", "method.batch.flow_pairs=16", "trainer.log_every_n_steps=2"]
+TINY += ["method.head.radius=72"]  # more than a token, else the refiner has no gradient
 TINY += ["callbacks.rebuild.every=1", "callbacks.rebuild.frame_pairs=3", "callbacks.rebuild.search.gamma=1e5"]
 TINY += ["callbacks.pictures.every=3", "callbacks.pictures.points=4", "callbacks.tapvid.every=2"]
 KEY = "0" * 40
@@ -47,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def fit(video: Video, folder: Path, cache: Path, *overrides: str) -> DinoTracker:
+def fitted(video: Video, cache: Path, folder: Path, *overrides: str) -> DinoTracker:
     folder.mkdir(exist_ok=True)
     config = compose_config("fit", overrides=[*TINY, f"cache_dir={cache}", "video=x", *overrides])
     return train(config, prepare(config, video), folder=folder)
@@ -57,10 +59,20 @@ def weights(tracker: DinoTracker) -> dict[str, torch.Tensor]:
     return tracker.checkpoint()["state_dict"]
 
 
+Fit, IsPlain = Callable[..., DinoTracker], Callable[[DinoTracker], bool]
+
+
+@pytest.fixture
+def fit(video: Video, cache: Path, tmp_path: Path) -> Fit:
+    """A fit to the video with further overrides, in the folder `run`."""
+    return lambda *overrides: fitted(video, cache, tmp_path / "run", *overrides)
+
+
 @pytest.fixture(scope="module")
-def plain(video: Video, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Weights of the fit without any logger."""
-    return weights(fit(video, tmp_path_factory.mktemp("plain") / "run", cache, "logger=none"))
+def is_plain(video: Video, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> IsPlain:
+    """Whether a tracker has the weights of the fit without any logger."""
+    plain = weights(fitted(video, cache, tmp_path_factory.mktemp("plain") / "run", "logger=none"))
+    return lambda tracker: all(torch.equal(value, plain[name]) for name, value in weights(tracker).items())
 
 
 class Fake(Logger):
@@ -134,15 +146,10 @@ def fake_logger(*failing: str) -> str:
 
 @pytest.mark.parametrize("method", ["init", "log_metrics", "log_image", "save"])
 def test_a_fit_outlives_a_logger_that_raises(
-    method: str,
-    video: Video,
-    cache: Path,
-    tmp_path: Path,
-    plain: dict[str, torch.Tensor],
-    caplog: pytest.LogCaptureFixture,
+    method: str, fit: Fit, is_plain: IsPlain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = fit(video, tmp_path / "run", cache, "logger=csv", fake_logger(method))
-    assert all(torch.equal(value, plain[name]) for name, value in weights(tracker).items())
+    tracker = fit("logger=csv", fake_logger(method))
+    assert is_plain(tracker)
     assert len(MADE[-1].told[method]) == 1, "left alone once it has raised"
     said = [record.getMessage() for record in caplog.records if "logger" in record.getMessage()]
     assert said == ["logger fake failed (OSError: [Errno 28] No space left on device); the fit goes on without it"]
@@ -188,9 +195,9 @@ def test_an_interrupt_is_not_held_back() -> None:
         Guarded("calm", Fake).do(interrupt)
 
 
-def test_what_a_logger_is_told(video: Video, cache: Path, tmp_path: Path, plain: dict[str, torch.Tensor]) -> None:
-    tracker = fit(video, tmp_path / "run", cache, "logger=none", fake_logger())
-    assert all(torch.equal(value, plain[name]) for name, value in weights(tracker).items())
+def test_what_a_logger_is_told(fit: Fit, is_plain: IsPlain) -> None:
+    tracker = fit("logger=none", fake_logger())
+    assert is_plain(tracker)
     told = MADE[-1].told
     assert told["log_hyperparams"][0][0]["losses"]["cycle"]["weight"] == 0.5
     late = {step: metrics for metrics, step in told["log_metrics"]}[3]
@@ -203,7 +210,7 @@ def test_what_a_logger_is_told(video: Video, cache: Path, tmp_path: Path, plain:
             weight[name] * late[f"loss/{name}"] / late["loss/total"], rel=1e-4
         )
     assert (late["lr/delta"], late["lr/refiner"]) == (pytest.approx(0.01), pytest.approx(0.01))
-    assert late["gradient/delta"] > 0
+    assert late["gradient/delta"] > 0 and late["gradient/refiner"] > 0
     assert late["speed/steps_per_second"] > 0 and late["memory/process_mb"] > 10
     assert late["batch/flow"] == 16 and late["batch/best_buddies"] > 0
     assert late["batch/refined"] > 0 and 0 < late["batch/cycle"] <= 4 * 256
@@ -214,39 +221,30 @@ def test_what_a_logger_is_told(video: Video, cache: Path, tmp_path: Path, plain:
     assert {status for (status,) in told["finalize"]} == {"success"}
 
 
-def test_the_share_of_cycle_consistent_points_is_below_one_for_a_limit(
-    video: Video, cache: Path, tmp_path: Path
-) -> None:
+def test_the_share_of_cycle_consistent_points_is_below_one_for_a_limit(fit: Fit) -> None:
     for mode in ("callbacks.rebuild.frame_pairs=3", "callbacks.rebuild.frame_pairs=batch"):
-        fit(video, tmp_path / "run", cache, "logger=none", fake_logger(), mode, "callbacks.rebuild.search.gamma=20")
+        fit("logger=none", fake_logger(), mode, "callbacks.rebuild.search.gamma=20")
         late = {step: metrics for metrics, step in MADE[-1].told["log_metrics"]}[3]
         assert 0 < late["pairs/cycle_share"] < 1
         assert 0 < late["batch/cycle"] < 4 * 256 and late["batch/refined"] > 0
 
 
-def test_pictures_can_be_switched_off_and_scalars_follow_the_interval(
-    video: Video, cache: Path, tmp_path: Path
-) -> None:
+def test_pictures_can_be_switched_off_and_scalars_follow_the_interval(fit: Fit) -> None:
     off = ["callbacks.pictures.every=0", "trainer.log_every_n_steps=4", "callbacks.tapvid.every=9"]
-    fit(video, tmp_path / "run", cache, "logger=none", fake_logger(), *off)
+    fit("logger=none", fake_logger(), *off)
     assert "log_image" not in MADE[-1].told
     assert [step for _, step in MADE[-1].told["log_metrics"]] == [3]
 
 
 def test_pictures_that_fail_are_warned_of_once(
-    video: Video,
-    cache: Path,
-    tmp_path: Path,
-    plain: dict[str, torch.Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    fit: Fit, is_plain: IsPlain, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_memory(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("dinotrack.training.pictures.buddies_picture", no_memory)
-    tracker = fit(video, tmp_path / "run", cache, "logger=none", fake_logger())
-    assert all(torch.equal(value, plain[name]) for name, value in weights(tracker).items())
+    tracker = fit("logger=none", fake_logger())
+    assert is_plain(tracker)
     assert "log_image" not in MADE[-1].told
     assert [r.getMessage() for r in caplog.records if "pictures failed" in r.getMessage()] == [
         "pictures failed (OutOfMemoryError: CUDA out of memory); the fit goes on without"
@@ -419,16 +417,12 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 def test_a_folder_that_cannot_be_written_is_left_to_the_other_loggers(
-    video: Video,
-    cache: Path,
-    tmp_path: Path,
-    plain: dict[str, torch.Tensor],
-    caplog: pytest.LogCaptureFixture,
+    fit: Fit, is_plain: IsPlain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     places = [f"logger.wandb.save_dir={tmp_path / 'file' / 'wandb'}", "logger.wandb.mode=offline"]
-    tracker = fit(video, tmp_path / "run", cache, *places, f"+logger.csv2={{_target_: {CSV}, save_dir: ../file/csv}}")
-    assert all(torch.equal(value, plain[name]) for name, value in weights(tracker).items())
+    tracker = fit(*places, f"+logger.csv2={{_target_: {CSV}, save_dir: ../file/csv}}")
+    assert is_plain(tracker)
     assert [line.split(" (")[0] for _, line in lines(caplog)] == ["logger wandb failed", "logger csv2 failed"]
     assert (tmp_path / "run" / "metrics.csv").exists()
 
@@ -527,7 +521,7 @@ class Run:
     """Stands in for a run of W&B."""
 
     def __init__(self, mode: str, folder: Path) -> None:
-        self.mode, self.url = mode, "https://wandb.ai/x/y/z"
+        self.mode, self.url, self.config = mode, "https://wandb.ai/x/y/z", dict[str, Any]()
         self.settings = type("Settings", (), {"sync_dir": str(folder / f"{mode}-run")})()
 
     def define_metric(self, *_: Any, **__: Any) -> None:
@@ -646,6 +640,34 @@ def test_tensorboard_holds_scalars_pictures_and_the_table(video: Video, cache: P
     [text] = found.Tensors("final/scores/text_summary")
     assert b"| dino_tracker | 12.5 |" in text.tensor_proto.string_val[0]
     assert (folder / "metrics.csv").exists()
+
+
+def documented() -> list[str]:
+    """Settings of W&B that docs/logging.md names: `.name` after `logger.wandb.project` is another one."""
+    text = (Path(__file__).parents[1] / "docs" / "logging.md").read_text().split("## What is logged")[0]
+    found = {name.strip(".") for name in re.findall(r"`(?:logger\.wandb)?(\.[a-z_]+)", text)}
+    return sorted(found)
+
+
+def test_the_documented_settings_of_wandb_compose_and_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = documented()
+    assert {"mode", "timeout", "upload_timeout", "project", "name", "group", "log_model"} <= set(names)
+    own = {"mode": "offline", "timeout": 3.0, "upload_timeout": 4.0, "project": "p", "name": "n", "group": "g"}
+    own |= {"log_model": True}
+    words = [f"logger.wandb.{name}={own[name]}" for name in names] + ["+logger.wandb.tags=[a,b]"]
+    config = compose_config("fit", overrides=["video=x", *words])
+    started: list[Any] = []
+
+    def start(*given: Any) -> Run:
+        started.append(given)
+        return Run("offline", tmp_path)
+
+    monkeypatch.setattr(wb, "started", start)
+    [_, logger] = RunLoggers(config, tmp_path).open()
+    [(mode, timeout, upload_timeout, options)] = started
+    assert (mode, timeout, upload_timeout) == ("offline", 3.0, 4.0)
+    assert [options[name] for name in ("project", "name", "group", "tags")] == ["p", "n", "g", ["a", "b"]]
+    assert logger.inner is not None and logger.inner._log_model is True  # type: ignore[attr-defined]
 
 
 def test_a_resumed_logger_of_csv_is_found_behind_its_guard(tmp_path: Path) -> None:

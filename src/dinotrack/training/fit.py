@@ -1,6 +1,7 @@
 """Fit a tracker to one video."""
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import Tensor
 from dinotrack.backbones import identity
 from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
+from dinotrack.geometry import constant_scale
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import Progress, shown, silent
 from dinotrack.structs import NO_TRUTH, PointTruth, Video, hash_of
@@ -67,6 +69,7 @@ def prepare(
         DinotrackError: for settings that do not fit the video, before anything is computed.
     """
     data, _ = checked(config, video, progress, truth)
+    warn_of_small_radius(config, data)
     data.setup("fit")
     if not len(data.store.best_buddies):
         log.warning("no DINO best buddies: optical flow covers every frame pair that has any, so their loss stays 0")
@@ -87,6 +90,16 @@ def checked(
     module = make_module(config, data.backbone)
     module.delta.check_size(data.working_size)
     return data, module
+
+
+def warn_of_small_radius(config: DictConfig, data: VideoDataModule) -> None:
+    """Say it where R reaches no second token: positions are cells' centres then, and no loss of positions has a gradient."""
+    scale = constant_scale(data.working_size) if data.supervision.scale_constants else 1.0
+    reach, stride = config.method.head.radius * scale, data.backbone.stride
+    if reach < stride:
+        needed = f"method.head.radius={math.ceil(stride / scale)}"
+        line = "R is %.1f pixels, a token %d: the refiner learns nothing; take a larger resolution, or at least %s"
+        log.warning(line, reach, stride, needed)
 
 
 def published_steps(frames: int, *, long: int = 250) -> int:

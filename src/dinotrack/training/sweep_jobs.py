@@ -53,8 +53,8 @@ def read_jobs(folder: Path) -> list[Job]:
     records = [*folder.rglob(RECORD), *folder.rglob(f"{RECORDS}/*.json")]
     jobs = [read_job(path, folder) for path in records]
     known = {asked(job.overrides) for job in jobs}
-    shared = {of_all_clips(job.overrides): path.parent.parent for path, job in zip(records, jobs, strict=True)}
-    homes = {words: home for words, home in shared.items() if (home / RECORDS).is_dir()}
+    of_clips = [(path, job) for path, job in zip(records, jobs, strict=True) if path.parent.name == RECORDS]
+    homes = {of_all_clips(job.overrides): path.parent.parent for path, job in of_clips}
     for words, values in planned(folder, homes):
         if words not in known:
             jobs.append(unrecorded(words, values, folder, homes))
