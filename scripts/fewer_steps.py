@@ -1,8 +1,8 @@
-"""Measure quality against seconds of shorter fits: rows, a curve, and a table of "Fewer steps" in docs/speed.md.
+"""Measure quality against seconds of shorter fits: the rows, the curve and the tables of "Fewer steps" in docs/speed.md.
 
 python scripts/fewer_steps.py measure         # all settings, one after the other, about an hour; goes on where it was stopped
 python scripts/fewer_steps.py measure NAME    # one of SETTINGS, as "75 steps"
-python scripts/fewer_steps.py                 # only draw the curve, once all rows are kept; scripts/results.py writes the table
+python scripts/fewer_steps.py                 # only draw the curve from the kept rows; scripts/results.py writes the tables
 """
 
 import csv
@@ -54,12 +54,13 @@ STOPPING = [
     *("callbacks=stop_early", "callbacks.early_stopping.every=15", "callbacks.early_stopping.start=0.1"),
     *("callbacks.early_stopping.min_delta=0.01", "callbacks.early_stopping.patience=2"),
 ]
-STOPPED, TWELVE = "300 steps, stopped early", "75 steps, all clips"
+STOPPED, TWELVE, FULL_TWELVE = "300 steps, stopped early", "75 steps, all clips", "300 steps, all clips"
 SETTINGS = {
     **CURVE,
     **{name: [*CURVE[FAST], *words] for name, words in TRIED.items()},
     STOPPED: [*CURVE[FULL], *STOPPING],
     TWELVE: ["experiment=demo_fast"],
+    FULL_TWELVE: ["experiment=demo"],
 }
 SCORES = {"delta_avg": "δ_avg", "aj": "AJ"}
 Rows = list[dict[str, Any]]
@@ -131,9 +132,31 @@ def table(settings: list[str], base: str, called: str) -> str:
     return "\n".join([*heads, *(line(name, of(base)) for name in settings), "", note])
 
 
+def curve() -> str:
+    """Quality against steps, each setting beside the full schedule."""
+    return table(sorted((*CURVE, STOPPED), key=lambda name: -mean(name, "steps")), FULL, "full")
+
+
 def tried() -> str:
-    """Changes of experiment=demo_fast that have been measured, beside it."""
-    return table([FAST, *(name for name in TRIED if of(name))], FAST, FAST)
+    """Changes of experiment=demo_fast, beside it."""
+    return table([FAST, *TRIED], FAST, FAST)
+
+
+def chosen() -> str:
+    """experiment=demo_fast on all clips beside the full schedule."""
+    full = of(FULL_TWELVE)
+    titles = ["δ_avg", "AJ", "δ_avg − full", "AJ − full", "worst clip, AJ − full", "s of a fit", "s of the full fit"]
+    cells = [f"{mean(TWELVE, score):.1f}" for score in SCORES]
+    found = {score: apart(TWELVE, full, score) for score in SCORES}
+    cells += [f"{difference:+.2f} ± {error:.2f}" for difference, error in found.values()]
+    before = {row["clip"]: float(row["aj"]) for row in full}
+    cells.append(f"{min(float(row['aj']) - before[row['clip']] for row in of(TWELVE)):+.1f}")
+    cells += [f"{mean(setting, 'fit_cpu_seconds'):.0f}" for setting in (TWELVE, FULL_TWELVE)]
+    rows = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|", "| " + " | ".join(cells) + " |"]
+    goal = "MISSED" if any(difference < -1 for difference, _ in found.values()) else "met"
+    commits = ", ".join(sorted({row["commit"] for row in (*of(TWELVE), *full)}))
+    note = f"Goal, at most 1 point below the full schedule on average: {goal}. (commit {commits})"
+    return "\n".join([*rows, "", note])
 
 
 def draw() -> None:
@@ -161,5 +184,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         for setting in sys.argv[2:] or SETTINGS:
             measure(setting)
-    if {row["setting"] for row in kept()} == {*SETTINGS}:
-        draw()
+    draw()

@@ -16,7 +16,7 @@ from typing import Any
 
 import fewer_steps
 
-from dinotrack.scoreboard import as_csv, compare, means_of, rows_of
+from dinotrack.scoreboard import compare
 from dinotrack.training.stages import commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,13 +40,6 @@ BENCHMARKS = {
     "synthetic": ["benchmark=synthetic", "experiment=demo"],
     "badja": ["benchmark=badja", "experiment=cpu_small", *BADJA, 'benchmark.masks="{name}/masks"'],
 }
-FAST = {
-    "300 steps (`demo`)": ["experiment=demo"],
-    "150": ["experiment=demo_fast", "steps=150", "method.module.decay_every=10", "callbacks.rebuild.every=50"],
-    "75 (`demo_fast`)": ["experiment=demo_fast"],
-    "38": ["experiment=demo_fast", "steps=38", "method.module.decay_every=3", "callbacks.rebuild.every=13"],
-}
-"""Settings of the curve of quality against seconds, on benchmark.subset=four."""
 METHODS = ("raw_features", "flow_chain", "dino_tracker")
 NAMES = {"raw_features": "raw features", "flow_chain": "chained flow", "dino_tracker": "fitted tracker"}
 COLUMNS = {
@@ -93,40 +86,6 @@ def measure_benchmarks() -> None:
             subprocess.run([*command, f"folder={folder}", own_cache], check=True, cwd=ROOT)
         compare(list(folders.values()), RESULTS / f"benchmark_{name}")
         (RESULTS / f"benchmark_{name}.md").unlink()  # the pages have tables of their own
-
-
-def measure_fast() -> None:
-    """Evaluate each setting of the curve on one clip of each kind, and experiment=demo_fast on all twelve."""
-    folders = {name: ROOT / "runs" / "results" / f"fast-{number}" for number, name in enumerate(FAST)}
-    jobs = [(folder, ["benchmark.subset=four", *FAST[name]]) for name, folder in folders.items()]
-    twelve = ROOT / "runs" / "results" / "fast-twelve"
-    for folder, words in [*jobs, (twelve, ["experiment=demo_fast"])]:
-        command = [Path(sys.executable).parent / "dinotrack", "evaluate", "benchmark=synthetic", *words]
-        subprocess.run([*command, f"folder={folder}", f"cache_dir={folder}-cache"], check=True, cwd=ROOT)
-    lines = [{"setting": name, **means_of(rows_of(folder))} for name, folder in folders.items()]
-    lines.append({"setting": "demo_fast on all clips", **means_of(rows_of(twelve))})
-    (RESULTS / "fast.csv").write_text(as_csv(lines))
-
-
-def fast() -> str:
-    """The curve of quality against seconds, each setting beside the full schedule."""
-    with open(RESULTS / "fast.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    twelve = {row["setting"]: row for row in rows}["demo_fast on all clips"]
-    every = {score: average(kept_rows("synthetic")["dino_tracker"], score) for score in ("delta_avg", "aj", "seconds")}
-    lines = ["| steps | clips | δ_avg | AJ | δ_avg − full | AJ − full | s a clip |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        full = every if row is twelve else rows[0]
-        cells = [row["setting"], row["clips"], *(f"{float(row[score]):.1f}" for score in ("delta_avg", "aj"))]
-        apart = [float(row[score]) - float(full[score]) for score in ("delta_avg", "aj")]
-        cells += ["", ""] if row is rows[0] else [f"{value:+.1f}" for value in apart]
-        lines.append("| " + " | ".join([*cells, f"{float(row['seconds']):.0f}"]) + " |")
-    missed = [float(twelve[score]) - every[score] < -1 for score in ("delta_avg", "aj")]
-    goal = "MISSED" if any(missed) else "met"
-    commits = ", ".join(sorted({row["commit"] for row in rows}))
-    return "\n".join(
-        [*lines, "", f"Goal, at most 1 point below the full schedule on all clips: {goal}. (commit {commits})"]
-    )
 
 
 def kept_rows(name: str) -> dict[str, list[dict[str, str]]]:
@@ -349,7 +308,13 @@ def confidence() -> str:
 
 
 TABLES = {
-    "docs/speed.md": {"speed M": speed, "speed growth": speed_growth, "fast": fast, "steps tried": fewer_steps.tried},
+    "docs/speed.md": {
+        "speed M": speed,
+        "speed growth": speed_growth,
+        "fewer steps": fewer_steps.curve,
+        "steps tried": fewer_steps.tried,
+        "fast": fewer_steps.chosen,
+    },
     "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
     "docs/ablations.md": {"intervals": intervals, "lora": lora, "confidence": confidence},
     "README.md": {
@@ -376,5 +341,5 @@ def update_pages() -> None:
 
 if __name__ == "__main__":
     for job in sys.argv[1:]:
-        {"benchmarks": measure_benchmarks, "fast": measure_fast}.get(job, lambda job=job: measure(job))()
+        {"benchmarks": measure_benchmarks}.get(job, lambda job=job: measure(job))()
     update_pages()

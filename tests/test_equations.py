@@ -25,6 +25,7 @@ from dinotrack.equations import (
     masked_median,
     position_loss,
     priors,
+    shared_peaks,
     similarity,
     trajectory_agreement,
     unit,
@@ -223,6 +224,8 @@ def test_of_equal_sources_and_targets_the_first_is_the_buddy(rng: torch.Generato
                 expected.append((i, mutual[0]))
         source, target = best_buddies(values)
         assert list(zip(source.tolist(), target.tolist(), strict=True)) == expected
+        ways = [shared_peaks(values, values.amax(1), values.amax(0), few) for few in (0, 9)]  # all at once, one by one
+        assert torch.equal(*ways) and ways[0][source].equal(target)
     assert [found.tolist() for found in best_buddies(torch.zeros(5, 4))] == [[0], [0]]
 
 

@@ -28,24 +28,35 @@ def best_buddies(similarities: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " k"],
     The highest value of a row or a column is found much faster than where it is, and buddies are rows and columns whose highest
     value is the same one: n + m values are matched in place of n·m searched.
     """
-    of_rows, of_columns = similarities.amax(1), similarities.amax(0)
-    values, columns = of_columns.sort()
-    if (
-        values[1:] == values[:-1]
-    ).any():  # equal columns, as black frames have: which one a row meets must be looked up
-        mutual = (similarities == of_rows[:, None]) & (similarities == of_columns)
-        source = mutual.any(1).nonzero().squeeze(1)
-        target = mutual.byte().argmax(1)[source]
-    else:
-        place = torch.searchsorted(values, of_rows).clamp(max=len(values) - 1)
-        source = (values[place] == of_rows).nonzero().squeeze(1)
-        target = columns[place[source]]
-        met = similarities[source, target] == of_rows[source]
-        source, target = source[met], target[met]
-    first = torch.full((similarities.shape[1],), len(of_rows), device=source.device)
+    target = shared_peaks(similarities, similarities.amax(1), similarities.amax(0))
+    source = (target >= 0).nonzero().squeeze(1)
+    target = target[source]
+    first = torch.full((similarities.shape[1],), len(similarities), device=source.device)
     first = first.scatter_reduce(0, target, source, "amin")
     kept = first[target] == source
     return source[kept], target[kept]
+
+
+def shared_peaks(
+    similarities: Float[Tensor, "n m"], of_rows: Float[Tensor, " n"], of_columns: Float[Tensor, " m"], few: int = 8
+) -> Int[Tensor, " n"]:
+    """For each row the first column with which it shares its highest value, or -1.
+
+    A row is compared with the columns of the same highest value: one, or by chance two. Where they are more than a `few`, as with
+    black frames, all columns are compared at once.
+    """
+    values, columns = of_columns.sort(stable=True)
+    begin, end = (torch.searchsorted(values, of_rows, right=right) for right in (False, True))
+    most = int((end - begin).max())
+    if most > few:
+        shared = (similarities == of_rows[:, None]) & (similarities == of_columns)
+        return torch.where(shared.any(1), shared.byte().argmax(1), -1)
+    target = torch.full_like(begin, -1)
+    for k in reversed(range(most)):
+        column = columns[(begin + k).clamp(max=len(columns) - 1)]
+        met = (begin + k < end) & (similarities.gather(1, column[:, None]).squeeze(1) == of_rows)
+        target = torch.where(met, column, target)
+    return target
 
 
 def box_overlap(x: Float[Tensor, "*n"], y: Float[Tensor, "*n"], side: float) -> Float[Tensor, "*n"]:
