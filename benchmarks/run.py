@@ -77,10 +77,11 @@ def operations(job: Job) -> float:
 def measure(stage: Stage, inputs: Inputs, rate: float, repeats: int, plain: bool) -> dict[str, Any]:
     """The row of a stage."""
     ours, reference = stage.make(inputs)
-    seconds, memory = timed(ours, inputs.device, repeats)
+    seconds, memory = timed(ours, inputs.device, *((1, 0) if stage.once else (repeats, 1)))
     row: dict[str, Any] = {"stage": stage.name, "per": stage.unit, "seconds": seconds / stage.parts, "peak_mb": memory}
-    flop = operations(ours)
-    row |= {"gflop": flop / stage.parts / 1e9, "share_of_matrix_rate": flop / seconds / rate}
+    if not stage.once:
+        flop = operations(ours)
+        row |= {"gflop": flop / stage.parts / 1e9, "share_of_matrix_rate": flop / seconds / rate}
     if plain and reference is not None:
         once = 1 if seconds > 0.5 else repeats
         plain_seconds, row["plain_peak_mb"] = timed(reference, inputs.device, once, warm_up=0)
@@ -125,7 +126,7 @@ def table(rows: list[dict[str, Any]], size: str) -> str:
     for row in rows:
         cells = [row["stage"], row["per"], f"{row['seconds']:.3g}", shown(row, "plain_seconds", ".3g")]
         cells += [shown(row, "ratio", ".1f"), f"{row['peak_mb']:.0f}", shown(row, "plain_peak_mb", ".0f")]
-        cells += [f"{row['gflop']:.0f}", f"{100 * row['share_of_matrix_rate']:.0f} %"]
+        cells += [shown(row, "gflop", ".0f"), shown(row, "share_of_matrix_rate", ".0%").replace("%", " %")]
         if size == "M":
             published = row.get("published_seconds_at_M")
             times = published / row["seconds"] if published else 0.0

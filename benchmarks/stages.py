@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,13 +13,17 @@ from dinotrack.correspondences import build_tracklets, consecutive_flows, dino_b
 from dinotrack.methods.dino_tracker import refine_features
 from dinotrack.optical_flow import Dis, Raft, flows_over
 from dinotrack.refined_pairs import PairSearch
+from dinotrack.structs import Video
 from dinotrack.trackers import FeatureTracker
 from dinotrack.training.batch import BatchSettings
+from dinotrack.training.fit import fit
 from dinotrack.training.losses import LossTerms, Step
 from dinotrack.training.modules import published_losses
 from dinotrack.training.rebuild import rebuilt_tables
 
 Job = Callable[[], Any]
+WHOLE_STEPS = {"cpu": 20, "cuda": 10_000}
+"""Steps of the fit in `whole_run`, half of them with the late losses: on a GPU as published."""
 RAFT_PAIRS = 8
 """Pairs of frames in either direction that the job of `flow_raft` does: of five frames."""
 
@@ -36,6 +41,8 @@ class Stage:
     """Its peak memory, likewise."""
     parts: int = 1
     """How many of its unit a job does; seconds and operations are those of one."""
+    once: bool = False
+    """Too long to be repeated: timed once, without a warm-up, and its operations are not counted."""
 
 
 def features(inputs: Inputs) -> tuple[Job, Job | None]:
@@ -176,6 +183,26 @@ def visibility(inputs: Inputs) -> tuple[Job, Job | None]:
     )
 
 
+def whole_run(inputs: Inputs) -> tuple[Job, Job | None]:
+    """A video with an empty cache: features of ViT-L with random weights, pairs, fit, tracks and visibility of the queries.
+
+    The flow is given, and random features have few best buddies; the time of RAFT is that of `flow_raft`.
+    """
+    size, steps = inputs.size, WHOLE_STEPS[inputs.device.type]
+    flow = f"{{_target_: benchmarks.inputs.GivenFlow, size: {{_target_: benchmarks.inputs.Size, frames: {size.frames}, "
+    flow += f"height: {size.height}, width: {size.width}, channels: {size.channels}}}}}"
+    words = ["backbone.pretrained=false", "~flow", f"+flow={flow}", f"size=[{size.width},{size.height}]"]
+    words += [f"steps={steps}", "callbacks.rebuild.start=0.5", "losses.refined_best_buddy.start=0.5"]
+    words += ["losses.cycle.start=0.5", f"device={inputs.device.type}"]
+    video, queries = Video(inputs.frames.cpu(), 25.0), inputs.queries
+
+    def ours() -> Any:
+        with TemporaryDirectory() as cache:
+            return fit(video, overrides=[*words, f"cache_dir={cache}"], progress=False).track(queries)
+
+    return ours, None
+
+
 STAGES = {
     stage.name: stage
     for stage in (
@@ -192,5 +219,6 @@ STAGES = {
         Stage("rebuild", "100 frame pairs", rebuild),
         Stage("tracks", "all queries", tracks, 47.7, 2000),
         Stage("visibility", "all queries", visibility, 412.0, 2000),
+        Stage("whole_run", "the video", whole_run, once=True),
     )
 }

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import reference, run
+from benchmarks import reference, run, stages
 from benchmarks.inputs import SIZES, Inputs, Size
-from benchmarks.stages import STAGES, dense_chains, full_step
+from benchmarks.stages import STAGES, Stage, dense_chains, full_step
 
 from dinotrack.correspondences import build_tracklets, dino_best_buddies
 from dinotrack.structs import Pairs
@@ -113,7 +113,7 @@ def test_tracks_and_visibility(inputs: Inputs) -> None:
     assert 0.2 < visible.float().mean() < 1
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("features", "flow_raft")])
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("features", "flow_raft", "whole_run")])
 def test_every_stage_runs(name: str, inputs: Inputs) -> None:
     ours, plain = STAGES[name].make(inputs)
     ours()
@@ -121,15 +121,25 @@ def test_every_stage_runs(name: str, inputs: Inputs) -> None:
         plain()
 
 
+@pytest.mark.slow
+def test_the_whole_run(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stages.WHOLE_STEPS, "cpu", 2)
+    tracks = STAGES["whole_run"].make(inputs)[0]()
+    assert tracks.xy.shape == (12, 6, 2) and tracks.xy.isfinite().all()
+
+
 def test_rows_and_table_are_kept_beside_those_of_other_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(SIZES, "M", TINY)
     monkeypatch.setattr(run, "matrix_rate", lambda *_: 1e9)
-    for stage in ("tracks", "delta_dino"):
+    once = Stage("whole_run", "the video", lambda _: (torch.zeros(1).sum, None), once=True)
+    monkeypatch.setitem(STAGES, "whole_run", once)
+    for stage in ("whole_run", "tracks", "delta_dino"):
         run.main([stage, "--size", "M", "--repeats", "1", "--output", str(tmp_path)])
-    rows = json.loads((tmp_path / "speed-M-cpu.json").read_text())
+    *rows, whole = json.loads((tmp_path / "speed-M-cpu.json").read_text())
     assert [row["stage"] for row in rows] == ["delta_dino", "tracks"]
+    assert whole["stage"] == "whole_run" and "gflop" not in whole
     for row in rows:
         assert row["seconds"] > 0 and row["ratio"] == pytest.approx(row["plain_seconds"] / row["seconds"])
         assert row["gflop"] > 0 and row["peak_mb"] > 0 and row["commit"] and row["matrix_gflops"] == 1
