@@ -1,5 +1,6 @@
 """How alike all tokens of two frames are, for many pairs of frames, in bounded memory."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -58,7 +59,8 @@ class Cosines:
 
     def at_once(self, maps: Float[Tensor, "k cells c"]) -> int:
         """Partners that one product serves."""
-        return min(len(maps), max(1, int(self.product / (4 * maps.shape[1] ** 2))))
+        most = max(Counter(i for i, _ in self.pairs).values(), default=1)
+        return min(len(maps), most, max(1, int(self.product / (4 * maps.shape[1] ** 2))))
 
     def products(
         self,
@@ -98,10 +100,14 @@ def ambiguities(
     dim: int,
     xy: Float[Tensor, "cells 2"],
     *,
-    at_once: float = 8e6,
+    at_once: float | None = None,
     **peaks: Any,
 ) -> Float[Tensor, " k"]:
-    """`equations.ambiguity` of rows (`dim` 0) or columns (1) with these numbers, of `at_once` similarities at a time."""
-    parts = index.split(max(1, int(at_once / len(xy))))
+    """`equations.ambiguity` of rows (`dim` 0) or columns (1) with these numbers, of `at_once` similarities at a time.
+
+    Few on a CPU, where large temporaries, between which small results are kept, leave holes in the heap.
+    """
+    most = at_once or (1e6 if similarities.device.type == "cpu" else 3e7)
+    parts = index.split(max(1, int(most / len(xy))))
     chosen = (similarities[:, part].T if dim else similarities[part] for part in parts)
     return torch.cat([ambiguity(rows, xy, **peaks) for rows in chosen])
