@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inputs import SIZES, Inputs, Size
 from benchmarks.stages import STAGES, Job, Stage
-from dinotrack.structs import write_atomically
+from dinotrack.files import write_atomically
 from dinotrack.training.stages import environment, peak_bytes, start_peak
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"

@@ -1,7 +1,6 @@
 """The table of ablations: rows, means and standard errors, and going on where it was stopped."""
 
 import csv
-import json
 import math
 import statistics
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dinotrack import DinotrackError
+from dinotrack.sealed import write_json
 from dinotrack.training.ablations import mean_and_error, read_rows, row_path, summarise, write_table
 from dinotrack.training.config import config_folder
 
@@ -42,8 +42,7 @@ def test_a_line_has_means_and_differences_seed_by_seed() -> None:
 def test_the_table_is_csv_with_every_row_that_is_there(tmp_path: Path) -> None:
     for entry in (row("full", 0, 50), row("raw_features", 0, 40), {**row("full", 0, 1), "clip": "horsejump"}):
         path = row_path(tmp_path, entry)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(entry))
+        write_json(path, entry)
     assert len(read_rows(tmp_path)) == 3
     write_table(tmp_path, tmp_path / "table.csv")
     with open(tmp_path / "table.csv", newline="") as file:

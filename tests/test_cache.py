@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
-import dinotrack.structs
-from dinotrack.cache import build_or_load, cache_path, default_cache
+import dinotrack.files
+import dinotrack.tensor_struct
+from dinotrack.cache import Entry, build_or_load, cache_entry, default_cache
 from dinotrack.correspondences import build_tracklets, dino_best_buddies, saliency_masks
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import Masks
+from dinotrack.files import temporary_beside
 from dinotrack.geometry import look_up, resize_frames
 from dinotrack.preprocessing import Preprocessed, Supervision, preprocess, working_frames
+from dinotrack.sealed import forget_checks
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracks, Video
 
 ENTRY = {"size": [56, 42], "gamma": 1.5}
@@ -87,24 +91,18 @@ def names(folder: Path) -> set[str]:
 
 def test_the_key_is_of_the_video_the_name_and_every_setting(tmp_path: Path) -> None:
     video = make_video()
-    paths = [
-        cache_path(tmp_path, video, "tracklets", ENTRY),
-        cache_path(tmp_path, video, "features", ENTRY),
-        cache_path(tmp_path, video, "tracklets", {**ENTRY, "gamma": 1.6}),
-        cache_path(tmp_path, video, "tracklets", {**ENTRY, "more": None}),
-        cache_path(tmp_path, make_video(seed=1), "tracklets", ENTRY),
-        cache_path(tmp_path, video[:3], "tracklets", ENTRY),
+    entries = [
+        cache_entry(tmp_path, video, "tracklets", ENTRY),
+        cache_entry(tmp_path, video, "features", ENTRY),
+        cache_entry(tmp_path, video, "tracklets", {**ENTRY, "gamma": 1.6}),
+        cache_entry(tmp_path, video, "tracklets", {**ENTRY, "more": None}),
+        cache_entry(tmp_path, make_video(seed=1), "tracklets", ENTRY),
+        cache_entry(tmp_path, video[:3], "tracklets", ENTRY),
     ]
-    assert len(set(paths)) == len(paths)
+    assert len({entry.path for entry in entries}) == len(entries)
     same = replace(video, path="elsewhere", fps=3.0)
-    assert cache_path(tmp_path, same, "tracklets", {"gamma": 1.5, "size": (56, 42)}) == paths[0]
-    assert paths[0].name.startswith("tracklets-") and paths[0].parent.parent == tmp_path
-
-
-def test_the_key_changes_with_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = cache_path(tmp_path, make_video(), "tracklets", ENTRY)
-    monkeypatch.setattr(dinotrack.cache, "FORMAT", dinotrack.cache.FORMAT + 1)
-    assert cache_path(tmp_path, make_video(), "tracklets", ENTRY) != before
+    assert cache_entry(tmp_path, same, "tracklets", {"gamma": 1.5, "size": (56, 42)}) == entries[0]
+    assert entries[0].path.name.startswith("tracklets-") and entries[0].path.parent.parent == tmp_path
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -116,6 +114,10 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache() == tmp_path / ".cache" / "dinotrack"
+
+
+def entry_in(folder: Path, **settings: Any) -> Entry:
+    return cache_entry(folder, make_video(), "pairs", settings)
 
 
 class Builder:
@@ -131,31 +133,89 @@ class Builder:
 
 
 def test_an_entry_is_built_once(tmp_path: Path) -> None:
-    path, build = tmp_path / "a" / "pairs.safetensors", Builder()
-    first, second = build_or_load(Pairs, path, build), build_or_load(Pairs, path, build)
+    entry, build = entry_in(tmp_path / "a"), Builder()
+    first, second = build_or_load(Pairs, entry, build), build_or_load(Pairs, entry, build)
     assert build.calls == 1 and torch.equal(first.source_xy, second.source_xy)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "nonsense", "another struct"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "nonsense", "another struct", "a byte", "unsealed"])
 def test_a_damaged_entry_is_named_and_built_again(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, build = tmp_path / "pairs.safetensors", Builder()
-    build_or_load(Pairs, path, build)
-    content = path.read_bytes()
+    entry, build = entry_in(tmp_path), Builder()
+    build_or_load(Pairs, entry, build)
+    path, content = entry.path, entry.path.read_bytes()
     if damage == "another struct":
         Tracks(torch.zeros(0, 3), torch.zeros(0, 4, 2), torch.zeros(0, 4).bool(), torch.zeros(0, 4), (6, 4), 1.0).save(
             path
         )
+    elif damage == "unsealed":  # as any other program writes them
+        save_file({name: getattr(build(), name) for name in ("source", "target")}, path, metadata={"plain": "{}"})
+        build.calls -= 2
     else:
-        path.write_bytes({"cut": content[:-7], "empty": b"", "nonsense": b"\xff" * 200}[damage])
+        flipped = content[:-7] + bytes([content[-7] ^ 1]) + content[-6:]
+        path.write_bytes({"cut": content[:-7], "empty": b"", "nonsense": b"\xff" * 200, "a byte": flipped}[damage])
+    forget_checks()
     with caplog.at_level(logging.WARNING):
-        again = build_or_load(Pairs, path, build)
-    assert build.calls == 2 and len(again) == 5 and path.read_bytes() == content
+        again = build_or_load(Pairs, entry, build)
+    assert build.calls == 2 and len(again) == 5
+    assert Pairs.load(path).source_xy.equal(again.source_xy) and path.stat().st_size == len(content)
     assert "building again" in caplog.text and str(path) in caplog.text
     caplog.clear()
-    build_or_load(Pairs, path, build)
+    build_or_load(Pairs, entry, build)
     assert build.calls == 2 and not caplog.text
+
+
+def test_an_entry_of_another_version_is_built_again_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, build = entry_in(tmp_path), Builder()
+    build_or_load(Pairs, before, build)
+    monkeypatch.setattr(dinotrack.cache, "FORMAT", 99)
+    with caplog.at_level(logging.WARNING):
+        build_or_load(Pairs, entry_in(tmp_path), build)
+        build_or_load(Pairs, entry_in(tmp_path), build)
+    assert build.calls == 2 and len(list(tmp_path.rglob("*.safetensors"))) == 1
+    [line] = caplog.messages
+    assert f"format was {before.about['format']}, is 99" in line and "building again" in line
+
+
+def test_an_entry_under_another_ones_name_is_not_taken_for_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    entry, build = entry_in(tmp_path, gamma=2.0), Builder()
+    build_or_load(Pairs, entry_in(tmp_path, gamma=1.0), build)
+    entry_in(tmp_path, gamma=1.0).path.rename(entry.path)
+    build_or_load(Pairs, entry, build)
+    assert build.calls == 2 and "settings.gamma was 1.0, is 2.0" in caplog.text
+
+
+def test_other_settings_are_said_in_a_quiet_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build = Builder()
+    with caplog.at_level(logging.INFO):
+        build_or_load(Pairs, entry_in(tmp_path, gamma=1.0, box=3), build)
+        assert not caplog.messages
+        build_or_load(Pairs, entry_in(tmp_path, gamma=2.0, box=4), build)
+        build_or_load(Pairs, entry_in(tmp_path, gamma=2.0, box=3), build)
+        build_or_load(Pairs, entry_in(tmp_path, gamma=2.0, box=3), build)
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    assert "settings.box was 3, is 4; settings.gamma was 1.0, is 2.0" in caplog.messages[0]
+    assert caplog.messages[1].count("was") == 1  # of the two that are there, one is nearer
+
+
+def test_what_a_killed_builder_left_goes_when_the_entry_is_built(tmp_path: Path) -> None:
+    entry = entry_in(tmp_path)
+    entry.path.parent.mkdir(parents=True)
+    ours = temporary_beside(entry.path)
+    machine, number, _ = ours.stem.rsplit("-", 3)[1:]
+    elsewhere = ours.with_name(ours.name.replace(f"-{machine}-{number}", "-abcdef-7"))
+    other = ours.with_name(ours.name.replace(entry.path.stem, "other"))
+    for path in (ours, elsewhere, other):
+        path.write_bytes(b"half of it")
+    build_or_load(Pairs, entry, Builder())
+    assert {path.name for path in entry.path.parent.iterdir()} == {
+        entry.path.name,
+        entry.path.with_suffix(".lock").name,
+        other.name,
+    }
 
 
 @pytest.mark.parametrize("failing", ["save_file", "replace"])
@@ -165,9 +225,9 @@ def test_a_full_disk_is_one_clear_line_and_leaves_no_file(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(dinotrack.structs if failing == "save_file" else dinotrack.structs.os, failing, full)
+    monkeypatch.setattr(dinotrack.tensor_struct if failing == "save_file" else dinotrack.files.os, failing, full)
     with pytest.raises(DinotrackError) as caught:
-        build_or_load(Pairs, tmp_path / "new" / "pairs.safetensors", Builder())
+        build_or_load(Pairs, entry_in(tmp_path / "new"), Builder())
     assert "No space left on device; free space or choose another folder" in str(caught.value)
     assert "\n" not in str(caught.value) and not [
         path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size

@@ -13,6 +13,7 @@ from PIL import Image
 import dinotrack
 from dinotrack import cli
 from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.files import write_atomically
 
 TINY = ["experiment=tiny", "steps=2", "synthetic.frames=9", "synthetic.size=[64,48]", "resolution=64"]
 
@@ -226,7 +227,7 @@ def test_full_disk_while_caching_leaves_no_half_written_file(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dinotrack.structs.save_file", full)
+    monkeypatch.setattr("dinotrack.tensor_struct.save_file", full)
     with pytest.raises(SystemExit) as end:
         call("preprocess", *TINY, f"hydra.run.dir={tmp_path / 'run'}", f"cache_dir={tmp_path / 'cache'}")
     assert end.value.code == 2
@@ -354,6 +355,7 @@ def test_hidden_positions_lie_on_a_curve_on_request(finished_run: Path, tmp_path
         assert np.allclose(after["tracks"][n, t], expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_goes_on_from_the_command_line(tmp_path: Path) -> None:
     """SIGTERM from outside, as a scheduler sends it; the exit code is the shell's."""
     import signal
@@ -370,3 +372,39 @@ def test_a_stopped_fit_goes_on_from_the_command_line(tmp_path: Path) -> None:
     assert "stopped by SIGTERM at step" in error and "resume=true goes on from there" in error
     reached = torch.load(tmp_path / "run" / "resume.ckpt", weights_only=True)["global_step"]
     assert 2 <= reached < 4000 and not (tmp_path / "run" / "tracker.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("run", "the same command with hydra.run.dir={folder} resume=true goes on from there"),
+        ("preprocess", "the same command goes on from there"),
+    ],
+)
+def test_a_signal_outside_a_fit_ends_in_one_line(
+    command: str,
+    remedy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """While features are made, say: what is half written goes, and nothing is left of a run that had kept nothing."""
+    import os
+    import signal
+
+    half, folder = tmp_path / "half", tmp_path / "run"
+
+    def interrupted(path: Path) -> None:
+        path.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def work(*_: object) -> None:
+        write_atomically(half, interrupted)
+
+    monkeypatch.setattr(f"dinotrack.training.commands.{command}_command", work)
+    with pytest.raises(SystemExit) as end:
+        call(command, *TINY, f"hydra.run.dir={folder}")
+    assert end.value.code == 128 + signal.SIGTERM and not [*tmp_path.iterdir()]
+    [line] = capsys.readouterr().err.strip().splitlines()
+    said = remedy.format(folder=folder)
+    assert line == f"dinotrack: stopped by SIGTERM; what was finished is kept, {said}"

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import dinotrack
-import dinotrack.structs
+import dinotrack.files
 from dinotrack.backbones import DenseSift, extract_features
-from dinotrack.cache import cache_path
+from dinotrack.cache import cache_entry
 from dinotrack.data.video import save_video
 from dinotrack.errors import DinotrackError
 from dinotrack.methods.dino_tracker import (
@@ -143,7 +143,7 @@ def test_a_checkpoint_is_small_plain_and_found_by_its_path(
     np.save(video.path, video.frames.permute(0, 2, 3, 1).numpy())
     settings = {"backbone": DenseSift().settings, "size": [42, 56]}
     assert same_tracks(tracker, dinotrack.load_tracker(checkpoint, video))
-    assert cache_path(session_cache, video, "features", settings).exists()
+    assert cache_entry(session_cache, video, "features", settings).path.exists()
 
 
 def test_a_checkpoint_without_a_video_path_asks_for_the_video(tmp_path: Path, tracker: DinoTracker) -> None:
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_alone(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(dinotrack.structs.os, "replace", full)
+    monkeypatch.setattr(dinotrack.files.os, "replace", full)
     with pytest.raises(DinotrackError, match=r"cannot write .*tracker\.ckpt: No space left on device"):
         tracker.save(checkpoint)
     assert [p.name for p in checkpoint.parent.iterdir()] == ["tracker.ckpt"] and checkpoint.read_bytes() == before

@@ -18,6 +18,7 @@ from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.data.synthetic_benchmark import stored
 from dinotrack.methods.dino_tracker import read_checkpoint
 from dinotrack.methods.published import export_checkpoint
+from dinotrack.sealed import forget_checks
 from dinotrack.training.evaluating import one_clip_a_job
 
 SIZE = (64, 48)
@@ -204,6 +205,7 @@ def test_a_missing_or_hostile_benchmark_gets_one_line(tmp_path: Path, capsys: py
     assert not (tmp_path / "ran").exists() and not (tmp_path / "raw").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_to_the_same_table(davis: Path, tmp_path: Path) -> None:
     """SIGKILL in the midst of a fit; the second start skips what is done and resumes what is not."""
     fitted = [*TINY, "steps=14", "checkpoint_every=2", "benchmark.clip=[clip0,clip1]"]
@@ -280,14 +282,32 @@ def test_make_benchmark_writes_what_evaluate_reads(tmp_path: Path, capsys: pytes
     assert tables[0] == tables[1] and len(tables[0]) == 4
 
 
-def test_a_damaged_summary_is_named(davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_predictions_are_named_and_made_again(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "raw"
+    cli.main(words(davis, folder, *RAW, "benchmark.clip=[clip0,clip1]"))
+    first = scores(folder)
+    for name in ("summary.json", "tracks.npz", "truth.safetensors"):
+        path = folder / "clip0" / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        forget_checks()
+        with pytest.raises(SystemExit):
+            cli.main(["score", str(folder)])
+        assert f"delete {folder / 'clip0'} to predict it again" in capsys.readouterr().err
+        cli.main(words(davis, folder, *RAW, "benchmark.clip=[clip0,clip1]"))
+        said = capsys.readouterr()
+        assert f"WARNING: predicting clip0 again: {path}" in said.err and said.out.count("done before") == 1
+        assert scores(folder) == first
+
+
+def test_a_damaged_summary_of_a_clip_that_is_not_asked_for_is_named(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.clip=clip0"))
     (tmp_path / "raw" / "clip0" / "summary.json").write_text("{")
     with pytest.raises(SystemExit):
-        cli.main(words(davis, tmp_path / "raw", *RAW))
-    assert "is damaged" in capsys.readouterr().err
-    cli.main(words(davis, tmp_path / "again", *RAW, "benchmark.clip=clip0"))
-    (tmp_path / "again" / "clip0" / "truth.safetensors").write_text("")
-    with pytest.raises(SystemExit):
-        cli.main(["score", str(tmp_path / "again")])
-    assert f"delete {tmp_path / 'again' / 'clip0'} to predict it again" in capsys.readouterr().err
+        cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.clip=clip1"))
+    assert "summary.json is damaged" in capsys.readouterr().err

@@ -16,16 +16,22 @@ from torch import Tensor
 import dinotrack.growing
 import dinotrack.mapped
 from dinotrack.backbones import DenseSift, extract_features
+from dinotrack.cache import Entry
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import FeaturePass
 from dinotrack.growing import FeatureEntry, Rows, placed
 from dinotrack.memory import Budget
+from dinotrack.sealed import forget_checks
 from dinotrack.structs import FeatureMap, Video
 from test_structs import structs
 
 NONE = Budget(1)
 """No room for anything."""
 ABOUT = {"stride": 7.0, "offset": 3.5, "size": (30, 24)}
+
+
+def entry_at(path: Path) -> Entry:
+    return Entry(path, "features", {})
 
 
 def rows(count: int = 7, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -73,7 +79,7 @@ class Full:
 
 def write(path: Path, parts: list[Tensor], *, full: bool = False, error: Exception | None = None) -> None:
     """An entry from parts, on a disk that may be full, with an error of something else after them."""
-    with FeatureEntry(path, sum(map(len, parts)), **ABOUT) as entry:
+    with FeatureEntry(entry_at(path), sum(map(len, parts)), **ABOUT) as entry:
         if full:
             entry.file = Full(entry.file)  # type: ignore[assignment]
         for part in parts:
@@ -106,20 +112,34 @@ def test_a_failed_rename_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 def test_an_entry_is_the_file_that_saving_writes(tmp_path: Path) -> None:
     whole = FeatureMap(rows(), **ABOUT)  # type: ignore[arg-type]
     whole.save(tmp_path / "saved.safetensors")
-    with FeatureEntry(tmp_path / "new" / "entry.safetensors", len(whole), **ABOUT) as entry:
+    with FeatureEntry(entry_at(tmp_path / "new" / "entry.safetensors"), len(whole), **ABOUT) as entry:
         for part in whole.values.split(2):
             assert files_of(tmp_path / "new") != ["entry.safetensors"]
             entry.add(part)
         mapped = entry.done()
     assert torch.equal(mapped, whole.values) and files_of(tmp_path / "new") == ["entry.safetensors"]
     saved, streamed = tmp_path / "saved.safetensors", tmp_path / "new" / "entry.safetensors"
+    forget_checks()  # the checksum that was made of the parts is right
     loaded = FeatureMap.load(streamed)
     assert torch.equal(loaded.values, whole.values) and (loaded.grid, loaded.size) == (whole.grid, whole.size)
     assert torch.equal(safetensors.torch.load_file(streamed)["values"], whole.values)
     with safetensors.safe_open(saved, "pt") as one, safetensors.safe_open(streamed, "pt") as other:
-        assert one.metadata() == other.metadata()
+        first, second = ({**file.metadata(), "checksum": ""} for file in (one, other))  # of headers in another order
+        assert first == second
     head = int.from_bytes(streamed.read_bytes()[:8], "little")
     assert head % 8 == 0 and streamed.stat().st_size == 8 + head + whole.values.nbytes
+
+
+@pytest.mark.parametrize("place", [20, 200, -1])
+def test_a_byte_that_changes_in_a_streamed_entry_is_found(place: int, tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    write(path, list(rows().split(2)))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    forget_checks()
+    with pytest.raises(DinotrackError, match="is not a readable FeatureMap file"):
+        FeatureMap.load(path)
 
 
 def test_an_entry_that_is_not_finished_is_taken_back(tmp_path: Path) -> None:
@@ -132,7 +152,7 @@ def test_what_a_killed_process_left_is_no_entry_and_goes_with_the_next(tmp_path:
     path = tmp_path / "f.safetensors"
     child = os.fork()
     if not child:
-        with FeatureEntry(path, 400, **ABOUT) as entry:
+        with FeatureEntry(entry_at(path), 400, **ABOUT) as entry:
             entry.add(rows(300))
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
@@ -171,9 +191,10 @@ def test_features_may_be_larger_than_the_machines_memory(tmp_path: Path) -> None
     """A file of holes: it takes no space, and the system would refuse a map that reserves memory for it."""
     shape = (memory_and_swap() // (2 * 2**20) + 100, 2**20, 1, 1)
     path = tmp_path / "f.safetensors"
-    with FeatureEntry(path, shape[0], **ABOUT) as entry:
+    with FeatureEntry(entry_at(path), shape[0], **ABOUT) as entry:
         assert entry.file is not None
-        entry.file.write(dinotrack.mapped.safetensors_head("values", torch.float16, shape, entry.metadata))
+        entry.head = dinotrack.mapped.safetensors_head("values", torch.float16, shape, entry.metadata)
+        entry.file.write(entry.head)
         entry.file.truncate(entry.file.tell() + 2 * shape[0] * shape[1])
         values = entry.done()
     assert values.shape == shape and float(values[-1].sum()) == 0

@@ -1,56 +1,49 @@
 """The cache among processes: one builds, the others wait; a killed one leaves no lock; a read-only folder can be read."""
 
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dinotrack.cache import build_or_load, locked
+from dinotrack.cache import Entry, build_or_load, locked
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import Masks
 
-WORKER = """
-import os, sys, time
-from pathlib import Path
-import torch
-from dinotrack.cache import build_or_load
-from dinotrack.feature_pass import Masks
-
-folder, name = Path(sys.argv[1]), sys.argv[2]
-
-def build():
-    (folder / f"{name}.built").touch()
-    while "hang" in name:
-        time.sleep(0.01)
-    time.sleep(0.3)  # long enough for the other to come
-    return Masks(torch.arange(60).view(3, 4, 5) % 7 == 0)
-
-(folder / f"{name}.ready").touch()
-while not (folder / "go").exists():
-    time.sleep(0.001)
-found = build_or_load(Masks, folder / "entry.safetensors", build)
-print(int(found.values.sum()))
-"""
+FORK = multiprocessing.get_context("fork")  # a fresh process would import torch first
+Start = Callable[[str], Any]
 
 
-Start = Callable[[str], "subprocess.Popen[str]"]
+def work(folder: Path, name: str) -> None:
+    """What a process does: once it may go, ask for the entry, which takes some time to build."""
+
+    def build() -> Masks:
+        (folder / f"{name}.built").touch()
+        while "hang" in name:
+            time.sleep(0.01)
+        time.sleep(0.3)  # long enough for the other to come
+        return Masks(torch.arange(60).view(3, 4, 5) % 7 == 0)
+
+    (folder / f"{name}.ready").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.001)
+    found = build_or_load(Masks, entry_at(folder), build)
+    (folder / f"{name}.found").write_text(str(int(found.values.sum())))
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a worker of a name, and waits until it is ready for the file "go"; none outlives the test."""
+    """Starts a process of a name, and waits until it is ready for the file "go"; none outlives the test."""
     with ExitStack() as stack:
 
-        def begin(name: str) -> "subprocess.Popen[str]":
-            command = [sys.executable, "-c", WORKER, str(tmp_path), name]
-            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        def begin(name: str) -> Any:
+            process = FORK.Process(target=work, args=(tmp_path, name))
+            process.start()
             stack.callback(process.kill)
             wait_for(tmp_path / f"{name}.ready", process)
             return process
@@ -58,8 +51,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
-    while not path.exists() and process.poll() is None:
+def entry_at(folder: Path) -> Entry:
+    return Entry(folder / "entry.safetensors", "entry", {})
+
+
+def wait_for(path: Path, process: Any) -> None:
+    while not path.exists() and process.is_alive():
         time.sleep(0.01)
     assert path.exists()
 
@@ -67,8 +64,10 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 def test_of_two_processes_one_builds_and_both_have_the_entry(tmp_path: Path, start: Start) -> None:
     processes = [start(name) for name in ("first", "second")]
     (tmp_path / "go").touch()
-    answers = [process.communicate()[0].strip() for process in processes]
-    assert answers == ["9", "9"] and [process.returncode for process in processes] == [0, 0]
+    for process in processes:
+        process.join()
+    answers = [(tmp_path / f"{name}.found").read_text() for name in ("first", "second")]
+    assert answers == ["9", "9"] and [process.exitcode for process in processes] == [0, 0]
     assert len(list(tmp_path.glob("*.built"))) == 1
     assert int(Masks.load(tmp_path / "entry.safetensors").values.sum()) == 9
 
@@ -77,10 +76,10 @@ def test_a_killed_builder_blocks_nobody(tmp_path: Path, start: Start) -> None:
     process = start("hang")
     (tmp_path / "go").touch()
     wait_for(tmp_path / "hang.built", process)  # it holds the lock
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert (tmp_path / "entry.lock").exists() and not (tmp_path / "entry.safetensors").exists()
-    built = build_or_load(Masks, tmp_path / "entry.safetensors", lambda: Masks(torch.ones(1, 1, 1, dtype=torch.bool)))
+    built = build_or_load(Masks, entry_at(tmp_path), lambda: Masks(torch.ones(1, 1, 1, dtype=torch.bool)))
     assert built.values.all() and (tmp_path / "entry.safetensors").exists()
 
 
@@ -92,14 +91,14 @@ def test_an_entry_that_is_there_is_read_without_a_lock(tmp_path: Path, monkeypat
         raise AssertionError("a read-only folder has no room for a lock")
 
     monkeypatch.setattr("dinotrack.cache.locked", refuse)
-    assert build_or_load(Masks, path, lambda: pytest.fail("built again")).values.all()
+    assert build_or_load(Masks, entry_at(tmp_path), lambda: pytest.fail("built again")).values.all()
     assert [file.name for file in tmp_path.iterdir()] == ["entry.safetensors"]
 
 
 def test_a_folder_that_takes_no_lock_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     line = r"cannot lock .*entry\.safetensors: .*choose another folder"
-    with pytest.raises(DinotrackError, match=line) as caught, locked(tmp_path / "file" / "entry.safetensors"):
+    with pytest.raises(DinotrackError, match=line) as caught, locked(entry_at(tmp_path / "file")):
         pytest.fail("locked")
     assert "\n" not in str(caught.value)
 
@@ -108,7 +107,7 @@ def test_a_folder_that_takes_no_lock_gets_one_line(tmp_path: Path) -> None:
 def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(DinotrackError, match="Permission denied"), locked(tmp_path / "entry.safetensors"):
+        with pytest.raises(DinotrackError, match="Permission denied"), locked(entry_at(tmp_path)):
             pytest.fail("locked")
     finally:
         tmp_path.chmod(0o700)

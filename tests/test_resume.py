@@ -18,10 +18,11 @@ from dinotrack import DinotrackError, Video
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.errors import Stopped
 from dinotrack.methods.dino_tracker import DinoTracker
+from dinotrack.signals import Interrupted, StopSignals, raised
 from dinotrack.training.batch import Store
 from dinotrack.training.config import compose_config
-from dinotrack.training.fit import flatten, prepare, train
-from dinotrack.training.stopping import RESUME, StopSignals
+from dinotrack.training.fit import prepare, train
+from dinotrack.training.stopping import RESUME
 
 TINY = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "device=cpu", "steps=12"]
 TINY += ["method.delta.hidden=[4,8]", "method.batch.flow_pairs=16", "trainer.log_every_n_steps=1"]
@@ -205,6 +206,25 @@ def test_two_runs_are_equal_to_the_bit_and_a_seed_changes_them(
     assert not same(run(tmp_path / "other", video, "seed=1"), undisturbed[0])
 
 
+def test_after_a_fit_signals_do_what_they_did_before(video: Video, tmp_path: Path) -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    assert before[0] == signal.SIG_DFL
+    run(tmp_path / "run", video, "steps=1")
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(tmp_path / "other", video, "steps=1", meddle=Meddle(0, fail))
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_signal_after_the_last_saving_stops_what_follows(video: Video, tmp_path: Path) -> None:
+    class Late(L.Callback):
+        def on_train_end(self, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with raised(), pytest.raises(Interrupted):
+        run(tmp_path / "run", video, "steps=1", meddle=Late())  # type: ignore[arg-type]
+
+
 def test_a_finished_fit_is_not_fitted_again(
     undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path
 ) -> None:
@@ -245,7 +265,7 @@ def test_a_damaged_state_is_named(video: Video, tmp_path: Path) -> None:
 
 def test_a_second_signal_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    monkeypatch.setattr("dinotrack.training.stopping.os.kill", lambda _, number: sent.append(number))
+    monkeypatch.setattr("dinotrack.signals.os.kill", lambda _, number: sent.append(number))
     before, signals = signal.getsignal(signal.SIGTERM), StopSignals()
     signals.install()
     signals.note(signal.SIGTERM, None)
@@ -260,10 +280,6 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) == before and signals.before == {}
-
-
-def test_settings_become_dotted_names() -> None:
-    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
 
 
 @pytest.mark.slow

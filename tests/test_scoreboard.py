@@ -1,7 +1,6 @@
 """From predictions to tables: rows, means, thirds by occlusion, files that other tools open; and the same as torchmetrics."""
 
 import csv
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from dinotrack.data.export import save_npz
 from dinotrack.evaluation import score_tracks
 from dinotrack.metrics import TapVidScores, mean_over_videos, tapvid_metrics
 from dinotrack.scoreboard import compare, headline, markdown, means_of, occluded_share, rows_of, write_scores
+from dinotrack.sealed import write_json
 from dinotrack.structs import NO_TRUTH, PointTruth
 
 SIZE = (128, 64)
@@ -47,7 +47,7 @@ def predicted(folder: Path, clip: str, target: PointTruth, tracks: Tracks, **abo
     evaluation = {"benchmark": "b", "method": "m", "clip": clip, "settings": {}, "settings_hash": "5e7", **about}
     environment = {"commit": "abc", "hardware": "2x Test"}
     summary = {"stages": stages, "environment": environment, "evaluation": evaluation}
-    (where / "summary.json").write_text(json.dumps(summary))
+    write_json(where / "summary.json", summary)
 
 
 def test_a_perfect_tracker_scores_100_and_one_a_pixel_off_nothing_at_1(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_damage_is_named_with_the_folder_to_delete(tmp_path: Path) -> None:
     with pytest.raises(DinotrackError, match="5 tracks of 8 frames for 4 queries"):
         rows_of(tmp_path)
     (tmp_path / "a" / "summary.json").write_text("{}")
-    with pytest.raises(DinotrackError, match=r"is damaged .*delete .*a to predict it again"):
+    with pytest.raises(DinotrackError, match=r"has no checksum: damaged, .*delete .*a to predict it again"):
         rows_of(tmp_path)
 
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import dinotrack.structs
+import dinotrack.files
+import dinotrack.tensor_struct
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import Masks
-from dinotrack.structs import FeatureMap, Pairs, PairTable, TensorStruct, Tracklets, Tracks, Video, write_atomically
+from dinotrack.files import write_atomically
+from dinotrack.structs import FeatureMap, Pairs, PairTable, Tracklets, Tracks, Video
+from dinotrack.tensor_struct import TensorStruct
 
 
 def make_video(**more: object) -> Video:
@@ -136,7 +139,7 @@ def test_a_failed_save_leaves_the_old_file_alone(failing: str, tmp_path: Path, m
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dinotrack.structs if failing == "save_file" else dinotrack.structs.os, failing, full)
+    monkeypatch.setattr(dinotrack.tensor_struct if failing == "save_file" else dinotrack.files.os, failing, full)
     with pytest.raises(
         DinotrackError, match=r"cannot write .*tracks\.safetensors: No space left on device; free space"
     ):

@@ -21,6 +21,7 @@ from dinotrack.data.clips import clips_of
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.data.synthetic_benchmark import stored
 from dinotrack.data.tapvid import TapVid
+from dinotrack.sealed import read_json, write_json
 from dinotrack.training import sweeps
 from dinotrack.training.config import compose_config, config_folder
 from dinotrack.training.jobs import folder_name
@@ -245,13 +246,25 @@ def test_jobs_that_never_began_or_were_killed_are_listed(swept: Path, tmp_path: 
     (copy / "multirun.yaml").write_bytes((swept / "multirun.yaml").read_bytes())
     for number, status in (("0", "done"), ("2", "unfinished")):
         (copy / number).mkdir()
-        record = json.loads((swept / number / "job.json").read_text())
-        (copy / number / "job.json").write_text(json.dumps({**record, "status": status, "reason": ""}))
+        record = read_json(swept / number / "job.json", "")
+        write_json(copy / number / "job.json", {**record, "status": status, "reason": ""})
     jobs = read_jobs(copy)
     assert [(job.folder, job.status) for job in jobs[:2]] == [("0", "failed"), ("2", "unfinished")]
     assert "summary.json" in jobs[0].reason  # it says done, but its results are gone
     assert [(job.status, job.values["seed"]) for job in jobs[2:]] == [("not started", 1)] * 2
     assert "–" in write_report(copy, plot=False)[1].read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "metrics.json", "summary.json"])
+def test_results_that_were_damaged_are_not_reported(name: str, swept: Path, tmp_path: Path) -> None:
+    shutil.copytree(swept / "0", tmp_path / "0")
+    assert read_jobs(tmp_path)[0].status == "done"
+    path = tmp_path / "0" / name
+    text = path.read_text()
+    place = max(index for index, letter in enumerate(text) if letter in "12345678")
+    path.write_text(text[:place] + chr(ord(text[place]) + 1) + text[place + 1 :])
+    [job] = read_jobs(tmp_path)
+    assert job.status == "failed" and name in job.reason and not job.scores
 
 
 def test_a_folder_without_jobs_and_a_damaged_record_get_one_line(

@@ -6,19 +6,23 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from dinotrack.differences import differing, flatten, in_words
 from dinotrack.errors import DinotrackError
-from dinotrack.structs import TensorStruct, Video
+from dinotrack.files import remove_leftovers
+from dinotrack.structs import Video
+from dinotrack.tensor_struct import TensorStruct, read_about
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", bound=TensorStruct)
 
-FORMAT = 1
-"""Part of every key: raise it when what is stored changes its meaning."""
+FORMAT = 2
+"""Kept in every entry, which is built again by a version with another one: raise it when what is stored changes its meaning."""
 
 
 def default_cache() -> Path:
@@ -28,23 +32,33 @@ def default_cache() -> Path:
     ).expanduser()
 
 
-def cache_path(folder: Path, video: Video, name: str, settings: Mapping[str, Any]) -> Path:
-    """Where the entry `name` of a video with these settings lies."""
-    text = json.dumps(
-        {"format": FORMAT, "video": video.content_hash, "name": name, "settings": settings}, sort_keys=True
-    )
-    return folder / video.content_hash[:16] / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+@dataclass(frozen=True)
+class Entry:
+    """One result of preprocessing: where it lies, and what it is of, which its file says too."""
+
+    path: Path
+    name: str
+    about: Mapping[str, Any]
+    """Format, video and settings, as JSON gives them back."""
+
+
+def cache_entry(folder: Path, video: Video, name: str, settings: Mapping[str, Any]) -> Entry:
+    """The entry `name` of a video with these settings."""
+    key = json.dumps({"video": video.content_hash, "name": name, "settings": settings}, sort_keys=True)
+    file = f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    return Entry(folder / video.content_hash[:16] / file, name, {"format": FORMAT, **json.loads(key)})
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the entry at `path`, so that of several processes one builds it and the others find it built.
+def locked(entry: Entry) -> Iterator[None]:
+    """Hold the lock of an entry, so that of several processes one builds it and the others find it built.
 
     The system takes the lock from a process that dies. Its empty file stays: whoever unlinked it would split those who wait.
 
     Raises:
         DinotrackError: when the lock's file cannot be written.
     """
+    path = entry.path
     lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,19 +78,53 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def stored(struct: type[S], path: Path, level: int = logging.WARNING) -> S | None:
-    """The struct at `path`; None where there is none, or a damaged one, which is named at a logging `level`."""
-    if not path.exists():
+def stored(struct: type[S], entry: Entry, *, quiet: bool = False) -> S | None:
+    """The struct of an entry; None where there is none, or one that is damaged or of another version.
+
+    Unless `quiet`, a line says why it has to be built: that, or that it is there with other settings only.
+    """
+    if not entry.path.exists():
+        if not quiet and (other := nearest(entry)):
+            log.info(
+                "building %s: the cache has it of other settings (%s)",
+                entry.name,
+                in_words(other, flatten(entry.about)),
+            )
         return None
+    level = logging.DEBUG if quiet else logging.WARNING
     try:
-        return struct.load(path)
+        found = struct.load(entry.path)
     except DinotrackError as error:
         log.log(level, "building again: %s", error)
         return None
+    about = flatten(read_about(entry.path))
+    if differing(about, flatten(entry.about)):
+        reason = in_words(about, flatten(entry.about))
+        log.log(level, "building again: %s is of another version or of other settings (%s)", entry.path, reason)
+        return None
+    return found
 
 
-def build_or_load(struct: type[S], path: Path, build: Callable[[], S]) -> S:
-    """The struct at `path`, mapped, or what `build` makes, saved there first; a damaged entry is named and built again.
+def nearest(entry: Entry) -> dict[str, Any]:
+    """What the entry of this name and video is about that has the most settings in common; empty where there is none."""
+    files = entry.path.parent.glob(f"{entry.name}-*{entry.path.suffix}")
+    others = [flatten(about) for about in map(read_about, sorted(files)) if about]
+    now = flatten(entry.about)
+    return min(others, key=lambda other: len(differing(other, now)), default={})
+
+
+def keep(struct: TensorStruct, entry: Entry) -> None:
+    """Save what was built; for whoever holds the lock, since what killed processes left of it is removed.
+
+    Raises:
+        DinotrackError: when the entry cannot be written; nothing half-written stays.
+    """
+    remove_leftovers(entry.path, alone=True)
+    struct.save(entry.path, entry.about)
+
+
+def build_or_load(struct: type[S], entry: Entry, build: Callable[[], S]) -> S:
+    """The struct of an entry, mapped, or what `build` makes, kept there first; a damaged entry is named and built again.
 
     Processes that want the same entry at once wait for the one that builds it. An entry that is there is read without the
     lock, so its folder may be read-only.
@@ -84,12 +132,12 @@ def build_or_load(struct: type[S], path: Path, build: Callable[[], S]) -> S:
     Raises:
         DinotrackError: when the entry cannot be written; nothing half-written stays.
     """
-    found = stored(struct, path, logging.DEBUG)
+    found = stored(struct, entry, quiet=True)
     if found is not None:
         return found
-    with locked(path):
-        found = stored(struct, path)  # another process may have built it meanwhile
+    with locked(entry):
+        found = stored(struct, entry)  # another process may have built it meanwhile
         if found is None:
-            build().save(path)
-            found = struct.load(path)  # what was built need not stay in memory
+            keep(build(), entry)
+            found = struct.load(entry.path)  # what was built need not stay in memory
         return found

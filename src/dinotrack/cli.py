@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dinotrack import __version__
-from dinotrack.errors import DinotrackError
+from dinotrack.errors import DinotrackError, Stopped
+from dinotrack.signals import Interrupted, raised
 
 HYDRA_COMMANDS = {
     "run": "preprocess, fit, track and render a video",
@@ -101,9 +102,12 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
         returned: list[float | None] = []
 
         def job() -> None:
-            with jobs.recorded(command, config, folder):
-                scores = getattr(commands, f"{command}_command")(config, folder)
-                returned.append(jobs.objective_of(config, scores))
+            try:
+                with jobs.recorded(command, config, folder):
+                    scores = getattr(commands, f"{command}_command")(config, folder)
+                    returned.append(jobs.objective_of(config, scores))
+            except Interrupted as error:
+                raise Stopped(f"stopped by {error}", how_to_go_on(command, folder), error.number) from None
 
         jobs.use_threads(config)
         try:
@@ -125,13 +129,25 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
         conf = str(config_folder())
     except DinotrackError as error:
         sys.exit(f"dinotrack: {error}")
-    hydra.main(version_base="1.3", config_path=conf, config_name=command)(task)()
+    code = plainly(hydra.main(version_base="1.3", config_path=conf, config_name=command)(task))
+    if code:
+        sys.exit(code)
+
+
+def how_to_go_on(command: str, folder: Path) -> str:
+    """What to do after a signal that came where no fit was under way."""
+    where = f" with hydra.run.dir={folder} resume=true" if command in ("run", "fit") else ""
+    return f"what was finished is kept, the same command{where} goes on from there"
 
 
 def plainly(job: Callable[[], object]) -> int:
     """Run a job; an error that is meant for the user becomes one line and its exit code, 2 or that of a signal."""
     try:
-        job()
+        with raised():
+            job()
+    except Interrupted as error:
+        print(f"dinotrack: stopped by {error}", file=sys.stderr)
+        return 128 + error.number
     except DinotrackError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

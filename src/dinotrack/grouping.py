@@ -17,7 +17,8 @@ from torch import Tensor
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import look_up
 from dinotrack.interpolation import fill, middle
-from dinotrack.structs import TensorStruct, Tracks
+from dinotrack.structs import Tracks
+from dinotrack.tensor_struct import TensorStruct
 
 NOWHERE = complex("nan+nanj")
 

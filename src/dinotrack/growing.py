@@ -1,6 +1,6 @@
 """Tensors whose rows come a few at a time: in memory, in an unnamed file where they would not fit, or as an entry of the cache."""
 
-import json
+import hashlib
 import os
 import tempfile
 from contextlib import suppress
@@ -12,9 +12,13 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from dinotrack.cache import Entry
+from dinotrack.files import remove_leftovers, saying_where, temporary_beside
 from dinotrack.mapped import map_file, plain_bytes, safetensors_head, tensor_at
 from dinotrack.memory import Budget
-from dinotrack.structs import FeatureMap, saying_where, temporary_beside
+from dinotrack.sealed import seal, take_as_checked
+from dinotrack.structs import FeatureMap
+from dinotrack.tensor_struct import metadata_of
 
 
 @runtime_checkable
@@ -96,22 +100,22 @@ def unnamed_file(folder: Path) -> Any:
 
 
 class FeatureEntry:
-    """The file that `FeatureMap.save` would write at `path`, frame by frame: under a temporary name until it is whole.
+    """The file that `FeatureMap.save` would write of an entry, frame by frame: under a temporary name until it is whole.
 
-    For whoever holds the entry's lock, since what processes that were killed left of it is removed. `about` are the map's plain
-    fields. As a context it removes the temporary file when it is left.
+    For whoever holds the entry's lock, since what processes that were killed left of it is removed. `plain` are the map's plain
+    fields. The checksum is of what was given, as it came. As a context it removes the temporary file when it is left.
     """
 
-    def __init__(self, path: Path, count: int, **about: Any) -> None:
-        plain = {field.name: about[field.name] for field in fields(FeatureMap) if field.name != "values"}
-        self.path, self.count, self.metadata = path, count, {"plain": json.dumps(plain)}
-        self.temporary, self.file = temporary_beside(path), None
+    def __init__(self, entry: Entry, count: int, **plain: Any) -> None:
+        plain = {field.name: plain[field.name] for field in fields(FeatureMap) if field.name != "values"}
+        self.path, self.count, self.metadata = entry.path, count, metadata_of(plain, entry.about)
+        self.temporary, self.file = temporary_beside(self.path), None
+        self.head, self.digest = b"", hashlib.sha256()
 
     def __enter__(self) -> "FeatureEntry":
         with saying_where(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for left in self.path.parent.glob(f".{self.path.stem}-*{self.path.suffix}"):
-                left.unlink()
+            remove_leftovers(self.path, alone=True)
             self.file = self.temporary.open("wb")
         return self
 
@@ -130,9 +134,15 @@ class FeatureEntry:
         """
         assert self.file is not None
         with saying_where(self.path):
-            if not self.file.tell():
-                self.file.write(safetensors_head("values", rows.dtype, (self.count, *rows.shape[1:]), self.metadata))
-            self.file.write(plain_bytes(rows))
+            if not self.head:
+                self.head = safetensors_head("values", rows.dtype, (self.count, *rows.shape[1:]), self.metadata)
+                self._write(self.head)
+            self._write(plain_bytes(rows))
+
+    def _write(self, content: bytes | memoryview) -> None:
+        assert self.file is not None
+        self.file.write(content)
+        self.digest.update(content)
 
     def done(self) -> Shaped[Tensor, "t ..."]:
         """The whole entry, mapped.
@@ -142,6 +152,10 @@ class FeatureEntry:
         """
         assert self.file is not None
         with saying_where(self.path):
+            seal(self.file, self.head, self.digest.hexdigest())
+            self.file.flush()
+            os.fsync(self.file.fileno())
             self.file.close()
             os.replace(self.temporary, self.path)
+        take_as_checked(self.path)
         return FeatureMap.load(self.path).values

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
-from dinotrack.structs import write_atomically
+from dinotrack.files import write_atomically
 
 BT709 = 1
 """The number of BT.709 in H.264's tags for matrix, primaries and transfer curve; without tags players guess."""

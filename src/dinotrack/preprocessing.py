@@ -10,7 +10,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from dinotrack.backbones import Backbone, Tap, identity
-from dinotrack.cache import build_or_load, cache_path
+from dinotrack.cache import build_or_load, cache_entry
 from dinotrack.correspondences import (
     build_tracklets,
     dino_best_buddies,
@@ -102,7 +102,7 @@ def preprocess(
     key_flow = {"flow": flow.settings, "size": shape, **of_flow}
     tracklets = build_or_load(
         Tracklets,
-        cache_path(cache, video, "tracklets", key_flow),
+        cache_entry(cache, video, "tracklets", key_flow),
         lambda: build_tracklets(frames, flow, **of_flow, device=device, progress=progress),
     )
     if not len(tracklets):
@@ -113,7 +113,7 @@ def preprocess(
     key_pairs = {**key_flow, "backbone": identity(backbone.settings), **asdict(supervision)}
     pairs = build_or_load(
         Pairs,
-        cache_path(cache, video, "best_buddies", key_pairs),
+        cache_entry(cache, video, "best_buddies", key_pairs),
         lambda: dino_best_buddies(
             features,
             tracklets,

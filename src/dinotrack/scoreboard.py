@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -17,8 +16,10 @@ from dinotrack.benchmark_metrics import flattened
 from dinotrack.data.export import load_npz
 from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import score_tracks
+from dinotrack.files import write_atomically
 from dinotrack.metrics import occlusion_rate
-from dinotrack.structs import PointTruth, write_atomically
+from dinotrack.sealed import read_json
+from dinotrack.structs import PointTruth, Tracks
 
 log = logging.getLogger(__name__)
 
@@ -47,34 +48,55 @@ def finished(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{SUMMARY}"))
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The summary of a finished clip.
+
+    Raises:
+        DinotrackError: for one that is damaged, naming the folder to delete.
+    """
+    remedy = f"delete {folder} to predict it again"
+    summary = read_json(folder / SUMMARY, remedy)
+    if not {"evaluation", "environment", "stages"} <= summary.keys():
+        raise DinotrackError(f"{folder / SUMMARY} is damaged: it is of no benchmark's clip; {remedy}")
+    return summary
+
+
+def read_clip(folder: Path) -> tuple[dict[str, Any], PointTruth, Tracks]:
+    """Summary, ground truth and tracks of a finished clip.
+
+    Raises:
+        DinotrackError: for files that are missing or damaged, naming the folder to delete.
+    """
+    summary = summary_of(folder)
+    try:
+        return summary, PointTruth.load(folder / TRUTH), load_npz(folder / TRACKS)
+    except DinotrackError as error:
+        raise DinotrackError(f"{error}: delete {folder} to predict it again") from error
+
+
 def clip_row(folder: Path) -> dict[str, Any]:
     """Scores and cost of one clip.
 
     Raises:
         DinotrackError: for files that are missing or damaged, naming the folder to delete.
     """
+    summary, truth, tracks = read_clip(folder)
+    about, environment, stages = summary["evaluation"], summary["environment"], summary["stages"]
+    cost = {
+        "seconds": round(sum(stage["seconds"] for stage in stages), 2),
+        "peak_memory_mb": max((stage["peak_memory_mb"] for stage in stages), default=0.0),
+        "peak_gpu_memory_mb": max((stage["peak_gpu_memory_mb"] for stage in stages), default=0.0),
+        "commit": environment["commit"],
+        "hardware": environment["hardware"],
+        "settings": about["settings_hash"],
+        "config": (folder / "config.yaml").as_posix(),
+    }
     try:
-        summary = json.loads((folder / SUMMARY).read_text())
-        about, environment, stages = summary["evaluation"], summary["environment"], summary["stages"]
-        cost = {
-            "seconds": round(sum(stage["seconds"] for stage in stages), 2),
-            "peak_memory_mb": max((stage["peak_memory_mb"] for stage in stages), default=0.0),
-            "peak_gpu_memory_mb": max((stage["peak_gpu_memory_mb"] for stage in stages), default=0.0),
-            "commit": environment["commit"],
-            "hardware": environment["hardware"],
-            "settings": about["settings_hash"],
-            "config": (folder / "config.yaml").as_posix(),
-        }
-        named = {name: about[name] for name in ("benchmark", "method", "clip")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DinotrackError(f"{folder / SUMMARY} is damaged ({error}); delete {folder} to predict it again") from error
-    try:
-        truth, tracks = PointTruth.load(folder / TRUTH), load_npz(folder / TRACKS)
         scores = flattened(score_tracks(truth, tracks))
     except DinotrackError as error:
         raise DinotrackError(f"{error}: delete {folder} to predict it again") from error
     return {
-        **named,
+        **{name: about[name] for name in ("benchmark", "method", "clip")},
         "mode": truth.mode,
         "size": f"{truth.size[0]}x{truth.size[1]}",
         "frames": tracks.xy.shape[1],

@@ -4,103 +4,16 @@ Positions are raster (x, y): the top-left corner of the top-left pixel is (0, 0)
 never None. Sizes are (W, H) pixels.
 """
 
-import hashlib
-import json
-import os
-import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
-from dinotrack.mapped import read_safetensors
-
-S = TypeVar("S", bound="TensorStruct")
-
-
-@contextmanager
-def saying_where(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while `path` is written into one line that names it."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DinotrackError(f"cannot write {path}: {reason}; free space or choose another folder") from error
-
-
-def temporary_beside(path: Path) -> Path:
-    """The name under which a file is written before it is whole; no other process or call has it."""
-    return path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it; a failure leaves neither file behind."""
-    temporary = temporary_beside(path)
-    try:
-        with saying_where(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(temporary)
-            os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def hash_of(values: Shaped[Tensor, "n ..."]) -> str:
-    """SHA-256 of shape and content."""
-    digest = hashlib.sha256(str(tuple(values.shape)).encode())
-    for part in values:
-        digest.update(part.contiguous().numpy(force=True).tobytes())
-    return digest.hexdigest()
-
-
-class TensorStruct:
-    """Base of the structs: move them, save and load them as safetensors (plain fields travel as JSON metadata)."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def to(self: S, device: torch.device | str) -> S:
-        """The same struct with every tensor, also of structs in it, on `device`."""
-        movable = (Tensor, TensorStruct)
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), movable)}
-        return replace(self, **moved)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, to a temporary name first.
-
-        Raises:
-            DinotrackError: when the file cannot be written; nothing half-written stays.
-        """
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {k: v.contiguous().cpu() for k, v in values.items() if isinstance(v, Tensor)}
-        plain = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-        write_atomically(Path(path), lambda name: save_file(tensors, name, metadata={"plain": json.dumps(plain)}))
-
-    @classmethod
-    def load(cls: type[S], path: str | os.PathLike[str]) -> S:
-        """Read what `save` wrote; tensors are mapped, not read as a whole.
-
-        Raises:
-            DinotrackError: when the file is no safetensors file or not of this struct.
-        """
-        try:
-            tensors, metadata = read_safetensors(path)
-            plain = json.loads(metadata["plain"])
-            plain = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-            return cls(**tensors, **plain)
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise DinotrackError(
-                f"{path} is not a readable {cls.__name__} file ({error}); delete it to build it again"
-            ) from error
+from dinotrack.tensor_struct import TensorStruct, hash_of
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
+from dinotrack.sealed import load_archive
 
 WRAPPERS = ("model", "teacher", "state_dict")
 """Keys under which training scripts nest the weights."""
@@ -40,7 +40,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if Path(path).suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_archive(path)
     except (
         Exception
     ) as error:  # torch raises UnpicklingError, EOFError, IndexError, AssertionError, ... for damaged files

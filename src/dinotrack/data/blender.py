@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from dinotrack.data.export import point_ids
-from dinotrack.structs import Tracks, write_atomically
+from dinotrack.files import write_atomically
+from dinotrack.structs import Tracks
 
 SCRIPT = '''"""Make tracking markers of a movie clip from dinotrack's tracks, inside Blender (2.80 or later):
 

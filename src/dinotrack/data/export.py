@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
-from dinotrack.structs import Tracks, write_atomically
+from dinotrack.files import write_atomically
+from dinotrack.structs import Tracks
 
 KEYS = ("queries", "tracks", "visible", "confidence", "size", "fps")
 """Of an .npz file: (N, 3), (N, T, 2), (N, T) bool, (N, T), (W, H), a number."""
@@ -52,7 +54,7 @@ def load_npz(path: str | os.PathLike[str]) -> Tracks:
         raise DinotrackError(f"no such tracks: {path}; expected an .npz file") from error
     except KeyError as error:
         raise DinotrackError(f"{path} holds no tracks ({error.args[0]}); expected {', '.join(KEYS)}") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DinotrackError(f"{path} is no .npz file of tracks ({error}); expected what save_npz writes") from error
     _check_shapes(arrays, path)
     queries, xy, confidence = (

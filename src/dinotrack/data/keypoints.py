@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dinotrack.data.export import point_ids
 from dinotrack.errors import DinotrackError
-from dinotrack.structs import Tracks, write_atomically
+from dinotrack.files import write_atomically
+from dinotrack.structs import Tracks
 
 FORMAT, VERSION = "dinotrack-keypoints", 1
 NO_POSITION, OCCLUDED, VISIBLE = 0, 1, 2

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dinotrack.data.export import point_ids
 from dinotrack.errors import DinotrackError
-from dinotrack.structs import Tracks, write_atomically
+from dinotrack.files import write_atomically
+from dinotrack.structs import Tracks
 
 COLUMNS = (
     *("5 1 20 enable e 1", "3 1 75 name name 1", "2 1 58 track_x track_x 1", "2 1 58 track_y track_y 1"),

@@ -14,9 +14,10 @@ from dinotrack.data.benchmarks import BenchmarkClip, choose
 from dinotrack.data.synthetic import Clip
 from dinotrack.data.tapvid import truth_of
 from dinotrack.errors import DinotrackError
+from dinotrack.files import write_atomically
 from dinotrack.geometry import rescale
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import Video, check_mode, write_atomically
+from dinotrack.structs import Video, check_mode
 
 KINDS: dict[str, dict[str, Any]] = {
     "smooth": {"bend": 0.0, "hidden": 0.1},

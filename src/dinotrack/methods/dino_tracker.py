@@ -13,13 +13,15 @@ from dinotrack.backbones import Backbone, build_backbone, identity
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import video_features
+from dinotrack.files import write_atomically
 from dinotrack.growing import Rows, placed
 from dinotrack.lora import LoraVit
 from dinotrack.memory import Budget
 from dinotrack.networks import DeltaDino, Refinement, TrackerHead
 from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import FeatureMap, Video, write_atomically
+from dinotrack.sealed import load_archive
+from dinotrack.structs import FeatureMap, Video
 from dinotrack.trackers import FeatureTracker, VisibilityRule
 
 FORMAT = 1
@@ -153,7 +155,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise DinotrackError(f"no checkpoint at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_archive(path)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DinotrackError(f"{path} is not a readable checkpoint ({reason[:120]}); fit again") from error

@@ -18,6 +18,7 @@ from dinotrack.backbones import Backbone
 from dinotrack.cache import default_cache
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import video_features
+from dinotrack.files import write_atomically
 from dinotrack.growing import placed
 from dinotrack.memory import Budget
 from dinotrack.methods.dino_tracker import (
@@ -31,7 +32,7 @@ from dinotrack.methods.dino_tracker import (
 from dinotrack.networks import BlurPool, DeltaDino, Refinement, TrackerHead
 from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import PIXELS, Video, write_atomically
+from dinotrack.structs import PIXELS, Video
 from dinotrack.weights import read_weights
 
 log = logging.getLogger(__name__)

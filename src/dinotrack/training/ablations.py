@@ -1,7 +1,6 @@
 """The table of baselines and ablations: a row for each run, then means with their standard errors."""
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import plain
-from dinotrack.structs import write_atomically
+from dinotrack.files import write_atomically
+from dinotrack.sealed import read_json
 from dinotrack.training.config import WATCHING
 
 ROWS, TABLE = "rows", "ablations.csv"
@@ -44,13 +43,8 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     Raises:
         DinotrackError: for one that is damaged.
     """
-    rows = []
-    for path in sorted((folder / ROWS).glob("*.json")):
-        try:
-            rows.append(json.loads(path.read_text()))
-        except ValueError as error:
-            raise DinotrackError(f"{path} is damaged ({error}); delete it, and its run is made again") from error
-    return rows
+    files = sorted((folder / ROWS).glob("*.json"))
+    return [read_json(path, "delete it, and its run is made again") for path in files]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dinotrack.growing import placed
 from dinotrack.memory import Budget
-from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable, TensorStruct
+from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable
+from dinotrack.tensor_struct import TensorStruct
 from dinotrack.training.tracklet_table import TrackletTable
 
 NO_FRAMES = torch.zeros(0, dtype=torch.long)

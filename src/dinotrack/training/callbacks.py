@@ -10,10 +10,11 @@ import torch
 from dinotrack.errors import DinotrackError, Stopped
 from dinotrack.progress import make_bar
 from dinotrack.refined_pairs import PairSearch
+from dinotrack.signals import StopSignals
 from dinotrack.training.losses import first_step
 from dinotrack.training.midway import score_module, spread
 from dinotrack.training.rebuild import consistent_share, rebuilt_tables
-from dinotrack.training.stopping import StopSignals, save_resumable
+from dinotrack.training.stopping import resumable_state, save_resumable
 
 if TYPE_CHECKING:
     from dinotrack.training.modules import DinoTrackerModule
@@ -139,13 +140,16 @@ class StepProgress(L.Callback):
 class Resumable(L.Callback):
     """Keeps `path` so that a stopped run can go on: every `every` steps, at the end, and when a signal asks the fit to stop.
 
-    A step is never cut in two. What an exception or a kill loses is at most `every` steps, and those are repeated exactly.
+    A step is never cut in two. What an exception or a kill loses is at most `every` steps, and those are repeated exactly. The
+    state is taken at a step's end and written before the next, when Lightning has logged the step.
     """
 
     def __init__(self, path: Path, every: int = 500, settings: dict[str, Any] | None = None) -> None:
         self.path, self.every, self.settings = path, every, settings or {}
         self.signals = StopSignals()
         self.saved_for: Signals | None = None
+        self.state: dict[str, Any] | None = None
+        self.rows = list[dict[str, str]]()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.install()
@@ -154,33 +158,45 @@ class Resumable(L.Callback):
         self.saved_for = self.signals.received
         last = trainer.should_stop or trainer.global_step == trainer.max_steps
         if self.saved_for or last or trainer.global_step % self.every == 0:
-            save_resumable(trainer, self.path)
+            self.state = resumable_state(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
-        self.stop(trainer)  # only now: Lightning has logged the step that was saved
+        self.save(trainer)
+        self.stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
         self.saved_for = self.signals.received  # the last step is always saved
         self.stop(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the state that was taken, if one was."""
+        if self.state is not None:
+            self.rows = save_resumable(trainer, self.state, self.path)
+            self.state = None
 
     def stop(self, trainer: L.Trainer) -> None:
         """End the fit if a signal asked for it before the last saving; one that came since waits for the next."""
         if self.saved_for:
+            self.signals.heeded = True
             where = f"stopped by {self.saved_for.name} at step {trainer.global_step} of {trainer.max_steps}"
             again = f"the same command with hydra.run.dir={self.path.parent} resume=true goes on from there"
             raise Stopped(where, again, self.saved_for)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.signals.remove()
+        self.signals.pass_on()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.state = None
         self.signals.remove()
 
     def state_dict(self) -> dict[str, Any]:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"settings": self.settings, "random": torch.get_rng_state(), "random_cuda": cuda}
+        random = {"random": torch.get_rng_state(), "random_cuda": cuda}
+        return {"settings": self.settings, "metrics": self.rows, **random}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["metrics"]
         torch.set_rng_state(state_dict["random"].cpu())
         if state_dict["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["random_cuda"]])

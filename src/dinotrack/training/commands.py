@@ -19,13 +19,15 @@ from dinotrack.data.queries import read_queries
 from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import plain
+from dinotrack.files import write_atomically
 from dinotrack.interpolation import check_method
 from dinotrack.methods.dino_tracker import load_dino_tracker, read_checkpoint
 from dinotrack.methods.published import PUBLISHED_SIZE, import_published
 from dinotrack.metrics import TapVidScores, mean_over_videos
 from dinotrack.progress import shown
 from dinotrack.scoreboard import CSV, MARKDOWN, compare, finished, means_of, rows_of
-from dinotrack.structs import Video, write_atomically
+from dinotrack.sealed import read_json, write_json
+from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
 from dinotrack.training.config import budget_of, fixed_size, pick_device
@@ -44,7 +46,7 @@ from dinotrack.training.runs import (
     say,
     scores_of,
     tracker_of,
-    write_json,
+    write_plain,
     write_summary,
     write_tracks,
 )
@@ -86,7 +88,7 @@ def plan_command(config: DictConfig, folder: Path) -> None:
     video = video_of(config)
     found = planned(config, video, len(queries_of(config, video)))
     show_plan(found, say)
-    write_json(folder / "plan.json", as_json(found))
+    write_plain(folder / "plan.json", as_json(found))
 
 
 def fit_command(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
         run = Run(config, folder, video, truth, loggers)
         data, tracker = tracker_of(run)
         if foreseen:
-            write_json(folder / "plan.json", as_json(foreseen))
+            write_plain(folder / "plan.json", as_json(foreseen))
         with run.stages.stage("track"):
             tracks = tracker.track(queries, progress=shown)
         write_tracks(run, tracks)
@@ -205,7 +207,7 @@ def demo_command(config: DictConfig, folder: Path) -> None:
             scores.setdefault(name, []).append(values)
     means = {name: mean_over_videos(values) for name, values in scores.items()}
     found = verdict(means)
-    write_json(folder / "demo.json", {"seeds": list(config.seeds), "mean": plain(means), "verdict": found})
+    write_plain(folder / "demo.json", {"seeds": list(config.seeds), "mean": plain(means), "verdict": found})
     Console().print(score_table(means, f"Mean over synthetic videos {list(config.seeds)}, TAP-Vid strided, %"))
     for line in found:
         say(line)
@@ -222,7 +224,7 @@ def ablate_command(config: DictConfig, folder: Path) -> None:
         say(f"{row['clip']} {row['ablation']} seed {row['seed']}: done before")
     else:
         scores = run_command(config, folder)
-        summary = json.loads((folder / SUMMARY).read_text())
+        summary = read_json(folder / SUMMARY, "run it again")
         write_json(kept, {**row, **measured(scores, config.method.name, summary), "settings": settings})
     write_table(table, table / TABLE)
     say(f"table: {table / TABLE}")

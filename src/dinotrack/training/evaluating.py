@@ -17,16 +17,16 @@ from dinotrack.benchmark_metrics import flattened
 from dinotrack.cache import default_cache
 from dinotrack.data.benchmarks import Benchmark, BenchmarkClip
 from dinotrack.data.export import save_npz
+from dinotrack.differences import flatten, in_words
 from dinotrack.errors import DinotrackError, Stopped
 from dinotrack.evaluation import predict, score_tracks
 from dinotrack.methods.published import PUBLISHED_SIZE, load_published
 from dinotrack.progress import shown
-from dinotrack.scoreboard import SUMMARY, TRACKS, TRUTH, finished, means_of
+from dinotrack.scoreboard import SUMMARY, TRACKS, TRUTH, finished, means_of, read_clip, summary_of
 from dinotrack.structs import Tracks
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import settings_of
 from dinotrack.training.config import budget_of, compose_config, fixed_size, pick_device
-from dinotrack.training.fit import flatten
 from dinotrack.training.loggers import RunLoggers
 from dinotrack.training.runs import CHECKPOINT, Run, save_config, say
 from dinotrack.training.stopping import RESUME
@@ -97,23 +97,25 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Let pass a folder whose predictions were made with these settings, or which has none.
 
     Raises:
-        DinotrackError: naming the settings that differ.
+        DinotrackError: naming the settings that differ, or a damaged summary.
     """
     for clip in finished(folder):
-        try:
-            before = json.loads((clip / SUMMARY).read_text())["evaluation"]["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DinotrackError(f"{clip / SUMMARY} is damaged ({error}); delete {clip}") from error
-        names = sorted(
-            name for name in {*before, *settings} if before.get(name, "absent") != settings.get(name, "absent")
-        )
-        if names:
-            shown_names = ", ".join(
-                f"{name} was {before.get(name, 'absent')}, is {settings.get(name, 'absent')}" for name in names[:4]
-            )
+        before = summary_of(clip)["evaluation"]["settings"]
+        if reason := in_words(before, settings):
             raise DinotrackError(
-                f"{folder} has predictions made with other settings ({shown_names}); give another folder=, or delete it"
+                f"{folder} has predictions made with other settings ({reason}); give another folder=, or delete it"
             )
+
+
+def drop_damaged(folder: Path, names: Sequence[str]) -> None:
+    """Name the finished clips among `names` whose files are damaged, and have them predicted again."""
+    for clip in finished(folder):
+        if clip.name in names:
+            try:
+                read_clip(clip)
+            except DinotrackError as error:
+                log.warning("predicting %s again: %s", clip.name, error)
+                (clip / SUMMARY).unlink()
 
 
 def predict_clips(config: DictConfig, folder: Path, make: Make) -> None:
@@ -124,12 +126,14 @@ def predict_clips(config: DictConfig, folder: Path, make: Make) -> None:
     """
     benchmark = benchmark_of(config)
     settings = evaluated_settings(config)
-    check_settings(folder, settings)
     names, failed = chosen_clips(config, benchmark), list[str]()
+    drop_damaged(folder, names)
+    check_settings(folder, settings)
     done = {path.name for path in finished(folder)}
     for number, name in enumerate(names, 1):
         place = f"[{number}/{len(names)}] {name}"
         if name in done:
+            tidy(config, folder / name)
             say(f"{place}: done before")
             continue
         try:
@@ -175,8 +179,12 @@ def predict_clip(config: DictConfig, clip: BenchmarkClip, folder: Path, make: Ma
         if loggers.opened:
             scores = flattened(score_tracks(clip.truth, tracks))
             loggers.results({config.method.name: scores}, None, folder / CHECKPOINT)
-    spare = [RESUME] if config.save_tracker else [RESUME, CHECKPOINT]
-    for name in spare:
+    tidy(config, folder)
+
+
+def tidy(config: DictConfig, folder: Path) -> None:
+    """Remove from a finished clip's folder what is no longer needed."""
+    for name in [RESUME] if config.save_tracker else [RESUME, CHECKPOINT]:
         (folder / name).unlink(missing_ok=True)
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from torch import Tensor
 
 from dinotrack.backbones import identity
 from dinotrack.data.video import load_masks
+from dinotrack.differences import flatten
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import constant_scale
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import Progress, shown, silent
-from dinotrack.structs import NO_TRUTH, PointTruth, Video, hash_of
+from dinotrack.structs import NO_TRUTH, PointTruth, Video
+from dinotrack.tensor_struct import hash_of
 from dinotrack.training.callbacks import RebuildPairs, Resumable, StepProgress
 from dinotrack.training.config import WATCHING, compose_config, make_data, make_module, pick_device
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.loggers import Guarded, RunLoggers
 from dinotrack.training.modules import DinoTrackerModule
-from dinotrack.training.stopping import RESUME, continue_metrics, read_metrics, read_resumable
+from dinotrack.training.stopping import RESUME, continue_metrics, read_resumable
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ def train(
         module.head.compile()
     settings = resumable_settings(config, data, steps)
     resume = folder / RESUME if folder and config.get("resume") and (folder / RESUME).exists() else None
-    before = read_resumable(resume, settings)["global_step"] if resume else 0
+    rows = read_resumable(resume, settings)["callbacks"]["Resumable"]["metrics"] if resume else []
     callbacks: list[L.Callback] = [instantiate(callback) for callback in config.callbacks.values()]
     if not any(isinstance(callback, RebuildPairs) for callback in callbacks):
         callbacks.append(RebuildPairs())  # as the module would, but before what saves its tables
@@ -151,11 +153,10 @@ def train(
         )  # LoRA's frozen parts
         # Ours is: what it draws is part of a checkpoint.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        kept = read_metrics(folder, before) if folder and before else []
         trainer = make_trainer(config, steps, callbacks, folder, loggers.open())
         for logger in trainer.loggers:
             if isinstance(logger, Guarded):
-                logger.do(lambda inner: continue_metrics(inner, kept))
+                logger.do(lambda inner: continue_metrics(inner, rows))
         trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
     return finish(module, data, float(config.memory))
 
@@ -173,14 +174,6 @@ def resumable_settings(config: DictConfig, data: VideoDataModule, steps: int) ->
     about |= {"backbone": identity(data.backbone.settings), "flow": data.flow.settings, "steps": steps}
     about |= {"device": str(pick_device(config.device)), "precision": whole["trainer"]["precision"]}
     return flatten({**nested, **about})  # type: ignore[dict-item]
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def finish(module: DinoTrackerModule, data: VideoDataModule, memory: float) -> DinoTracker:

@@ -1,7 +1,6 @@
 """The jobs of a multirun: the record that each leaves, the folder of its values, the number that it returns."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dinotrack.errors import DinotrackError, Stopped
 from dinotrack.metrics import BadjaScores, TapVidScores
-from dinotrack.structs import PointTruth, write_atomically
+from dinotrack.sealed import write_json
+from dinotrack.signals import Interrupted
+from dinotrack.structs import PointTruth
 
 RECORDED = ("fit", "run", "preprocess", "evaluate")
 """Commands whose jobs leave a record."""
@@ -83,18 +84,14 @@ def recorded(command: str, config: DictConfig, folder: Path) -> Iterator[None]:
     path = record_path(command, config, folder)
     about = {"command": command, "method": config.method.name, "values": job_values(config)}
     about |= {"overrides": [str(word) for word in HydraConfig.get().overrides.task]}
-    keep(path, {**about, "status": "unfinished"})
+    write_json(path, {**about, "status": "unfinished"})
     try:
         yield
     except BaseException as error:
-        status = "unfinished" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        keep(path, {**about, "status": status, "reason": reason_of(error)})
+        status = "unfinished" if isinstance(error, Stopped | Interrupted | KeyboardInterrupt) else "failed"
+        write_json(path, {**about, "status": status, "reason": reason_of(error)})
         raise
-    keep(path, {**about, "status": "done"})
-
-
-def keep(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, lambda name: name.write_text(json.dumps(content, indent=2) + "\n"))
+    write_json(path, {**about, "status": "done"})
 
 
 def reason_of(error: BaseException) -> str:

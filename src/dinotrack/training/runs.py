@@ -10,10 +10,11 @@ from rich.console import Console
 
 from dinotrack.data.export import save_csv, save_npz
 from dinotrack.evaluation import plain
+from dinotrack.files import write_atomically
 from dinotrack.interpolation import through_occlusion
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import shown
-from dinotrack.structs import NO_TRUTH, PointTruth, Tracks, Video, write_atomically
+from dinotrack.structs import NO_TRUTH, PointTruth, Tracks, Video
 from dinotrack.trackers import Tracker
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import prepare, train
@@ -67,7 +68,7 @@ def scores_of(run: Run, tracker: Tracker, data: VideoDataModule | None) -> dict[
         return {}
     with run.stages.stage("score"):
         scores = score(run.config, run.truth, run.video, tracker, data)
-    write_json(run.folder / "metrics.json", plain(scores))
+    write_plain(run.folder / "metrics.json", plain(scores))
     Console().print(score_table(scores, "On this video"))
     return scores
 
@@ -124,7 +125,7 @@ def describe_data(data: VideoDataModule) -> str:
     return f"{len(data.video)} frames at {width}x{height}, {columns}x{rows} tokens; {pairs}"
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_plain(path: Path, content: Any) -> None:
     write_atomically(path, lambda name: name.write_text(json.dumps(content, indent=2) + "\n"))
 
 

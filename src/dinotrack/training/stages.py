@@ -1,6 +1,5 @@
 """How long each stage of a run took, and its peak memory."""
 
-import json
 import os
 import platform
 import resource
@@ -16,7 +15,10 @@ from typing import Any
 import torch
 
 import dinotrack
-from dinotrack.structs import write_atomically
+from dinotrack.sealed import file_digest, write_json
+
+LISTED = ("metrics.csv", "metrics.json")
+"""Files of a run without a checksum of their own; the summary has it."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Stages:
         self.done.append(Stage(name, round(seconds, 3), round(cpu, 3), round(peak_bytes() / 1e6, 1), round(gpu, 1)))
 
     def save(self, path: Path, **more: Any) -> None:
-        """Write the summary as JSON, with versions and hardware."""
+        """Write the summary as JSON, with versions and hardware, and checksums of what lies beside it."""
+        kept = {name: file_digest(path.parent / name) for name in LISTED if (path.parent / name).is_file()}
         summary = {"stages": [asdict(stage) for stage in self.done], **more, "environment": environment()}
-        write_atomically(path, lambda name: name.write_text(json.dumps(summary, indent=2) + "\n"))
+        write_json(path, {**summary, "files": kept})
 
 
 def start_peak() -> None:

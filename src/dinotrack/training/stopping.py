@@ -1,52 +1,26 @@
-"""Stopping a fit between two steps, and what it takes to go on."""
+"""What it takes to go on with a fit that was stopped."""
 
+import copy
 import csv
-import os
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from dinotrack.differences import in_words
 from dinotrack.errors import DinotrackError
-from dinotrack.structs import write_atomically
+from dinotrack.files import write_atomically
+from dinotrack.sealed import load_archive
+from dinotrack.training.loggers import unguarded
 
 RESUME = "resume.ckpt"
-"""In the run folder: networks, optimiser, schedule, step, random states, pair tables."""
+"""In the run folder: networks, optimiser, schedule, step, random states, pair tables, the rows of metrics.csv."""
+METRICS = "metrics.csv"
 
 
-class StopSignals:
-    """Notes SIGINT (Ctrl-C) and SIGTERM in place of dying of them; a second one is not held back."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.before = dict[int, Any]()
-
-    def install(self) -> None:
-        """Begin to listen; only the main thread can."""
-        if threading.current_thread() is threading.main_thread() and not self.before:
-            self.received = None
-            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(self, number: int, _: Any) -> None:
-        """The handler."""
-        again, self.received = self.received is not None, signal.Signals(number)
-        if again:
-            self.remove()
-            os.kill(os.getpid(), number)
-
-    def remove(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
-
-
-def save_resumable(trainer: L.Trainer, path: Path) -> None:
-    """Write the whole state of a fit, to a temporary name first, and what loggers still hold.
+def resumable_state(trainer: L.Trainer) -> dict[str, Any]:
+    """A copy of the whole state of a fit between two steps, which is what Lightning's `save_checkpoint` writes.
 
     Raises:
         DinotrackError: when the fit has diverged; what was saved before stays.
@@ -56,9 +30,22 @@ def save_resumable(trainer: L.Trainer, path: Path) -> None:
         raise DinotrackError(
             f"the fit diverged before step {trainer.global_step}; lower method.module.lr, and start again"
         )
-    write_atomically(path, trainer.save_checkpoint)
+    return copy.deepcopy(trainer._checkpoint_connector.dump_checkpoint(weights_only=False))
+
+
+def save_resumable(trainer: L.Trainer, state: dict[str, Any], path: Path) -> list[dict[str, str]]:
+    """Write a `resumable_state` with the rows of metrics.csv before its step, which are returned.
+
+    Lightning logs a step after callbacks have seen its end, and its CSV logger begins by deleting what is there: rows that were
+    not in the state could be lost at a kill. Of a logger that has failed they are the last that were known.
+    """
     for logger in trainer.loggers:
         logger.save()
+    own = state["callbacks"]["Resumable"]
+    if any(isinstance(unguarded(logger), CSVLogger) for logger in trainer.loggers):
+        own["metrics"] = read_metrics(path.parent, state["global_step"])
+    write_atomically(path, lambda name: trainer.strategy.save_checkpoint(state, name))
+    return own["metrics"]
 
 
 def read_resumable(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -68,24 +55,22 @@ def read_resumable(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         DinotrackError: for a damaged file, or naming the settings that differ.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        before = content["callbacks"]["Resumable"]["settings"]
+        content = load_archive(path)
+        own = content["callbacks"]["Resumable"]
+        before, _ = own["settings"], own["metrics"]
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DinotrackError(f"cannot resume from {path} ({reason}); delete it to start again") from error
-    names = sorted({*before, *settings})
-    changed = [n for n in names if before.get(n) != settings.get(n)]
-    if changed:
-        what = "; ".join(f"{n} was {before.get(n)}, is {settings.get(n)}" for n in changed[:5])
+    if changed := in_words(before, settings, most=5):
         raise DinotrackError(
-            f"cannot resume from {path}: {what}; give the same settings, or another folder for the run"
+            f"cannot resume from {path}: {changed}; give the same settings, or another folder for the run"
         )
     return content
 
 
 def read_metrics(folder: Path, step: int) -> list[dict[str, str]]:
-    """The rows of `metrics.csv` from before 0-based step `step`; a logger that starts anew would delete them."""
-    path = folder / "metrics.csv"
+    """The rows of `metrics.csv` from before 0-based step `step`."""
+    path = folder / METRICS
     if not path.exists():
         return []
     with open(path, newline="") as file:

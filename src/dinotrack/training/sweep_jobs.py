@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from dinotrack.errors import DinotrackError
-from dinotrack.scoreboard import ABOUT, COST, clip_row, finished, mean
+from dinotrack.scoreboard import ABOUT, COST, clip_row, finished, mean, summary_of
+from dinotrack.sealed import file_digest, read_json
 from dinotrack.training.jobs import RECORD, RECORDS
 
 REPLICATES = ("seed", "synthetic.seed", "video", "benchmark.clip")
@@ -83,8 +84,8 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def read_job(record: Path, root: Path) -> Job:
     """The job of a record; one that says done but lacks its results is called failed."""
+    kept = read_json(record, remedy := "delete it, and run its job again")
     try:
-        kept = json.loads(record.read_text())
         shared = record.parent.name == RECORDS
         folder = record.parent.parent if shared else record.parent
         clip = kept["values"].get(CLIP)
@@ -92,7 +93,7 @@ def read_job(record: Path, root: Path) -> Job:
         about = {"command": kept["command"], "overrides": tuple(kept["overrides"]), "reason": kept.get("reason", "")}
         job = {"folder": name, "values": kept["values"], "status": kept["status"], **about}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DinotrackError(f"{record} is damaged ({error}); delete it, and run its job again") from error
+        raise DinotrackError(f"{record} is damaged ({error}); {remedy}") from error
     if kept["status"] != "done":
         return Job(**job)
     try:
@@ -103,7 +104,7 @@ def read_job(record: Path, root: Path) -> Job:
 
 def run_result(folder: Path, method: str) -> dict[str, Any]:
     """Scores, last losses and seconds of a run's folder."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of_run(folder)
     scores, losses = {}, {}
     if (folder / "metrics.json").exists():
         own = json.loads((folder / "metrics.json").read_text())[method]
@@ -118,6 +119,19 @@ def run_result(folder: Path, method: str) -> dict[str, Any]:
     return {"scores": scores, "losses": losses, "seconds": seconds, "about": {"peak_memory_mb": peak, **where}}
 
 
+def summary_of_run(folder: Path) -> dict[str, Any]:
+    """The summary of a run's folder, once the files that it lists are known to be what they were.
+
+    Raises:
+        DinotrackError: for those that are not.
+    """
+    summary = read_json(folder / "summary.json", "run the job again")
+    for name, digest in summary["files"].items():
+        if file_digest(folder / name) != digest:
+            raise DinotrackError(f"{folder / name} is damaged: it is not what {folder / 'summary.json'} says")
+    return summary
+
+
 def clips_result(folder: Path, clip: str | Sequence[str] | None) -> dict[str, Any]:
     """Means over the clips of a job of `dinotrack evaluate`."""
     names = [clip] if isinstance(clip, str) else clip
@@ -125,7 +139,7 @@ def clips_result(folder: Path, clip: str | Sequence[str] | None) -> dict[str, An
     if not rows:
         raise ValueError("no clip is finished")
     scores = {name: mean([row[name] for row in rows]) for name in rows[0] if name not in (*ABOUT, *COST)}
-    summaries = [json.loads((folder / row["clip"] / "summary.json").read_text()) for row in rows]
+    summaries = [summary_of(folder / row["clip"]) for row in rows]
     stages = [(each["name"], each["seconds"]) for summary in summaries for each in summary["stages"]]
     seconds = {name: sum(value for other, value in stages if other == name) for name, _ in stages}
     about = {"peak_memory_mb": max(row["peak_memory_mb"] for row in rows)}

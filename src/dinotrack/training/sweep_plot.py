@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dinotrack.errors import DinotrackError
+from dinotrack.files import write_atomically
 from dinotrack.scoreboard import LABELS
-from dinotrack.structs import write_atomically
 from dinotrack.training.ablations import mean_and_error
 from dinotrack.training.sweep_jobs import Job
 from dinotrack.training.sweep_report import Point, metrics_in, points_of, shown_value, swept_in

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dinotrack.files import write_atomically
 from dinotrack.scoreboard import HEADLINE, LABELS, as_csv, markdown
-from dinotrack.structs import write_atomically
 from dinotrack.training.ablations import mean_and_error
 from dinotrack.training.sweep_jobs import REPLICATES, TOLD, Job, read_jobs
 

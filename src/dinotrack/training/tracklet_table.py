@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dinotrack.structs import Pairs, TensorStruct, Tracklets
+from dinotrack.structs import Pairs, Tracklets
+from dinotrack.tensor_struct import TensorStruct
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from dinotrack.data import SYNTHETIC
 from dinotrack.errors import DinotrackError
+from dinotrack.files import write_atomically
 from dinotrack.geometry import resize_frames
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import Tracks, Video, write_atomically
+from dinotrack.structs import Tracks, Video
 from dinotrack.viewer.objects import NO_OBJECTS, Objects
 from dinotrack.viewer.points import Points, TrackSet, unite
 from dinotrack.visualization import start_colours

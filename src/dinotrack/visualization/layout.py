@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
+from dinotrack.files import write_atomically
 from dinotrack.geometry import rescale, resize_frames
-from dinotrack.structs import Tracks, Video, write_atomically
+from dinotrack.structs import Tracks, Video
 from dinotrack.visualization.pen import Pen
 
 PAPER, INK = (24, 24, 27), (244, 244, 245)
