@@ -101,7 +101,7 @@ def test_malformed_files_are_named(tmp_path, content, message):
 
 
 def test_missing_file_and_missing_joint(tmp_path):
-    with pytest.raises(DinotrackError, match="cannot read"):
+    with pytest.raises(DinotrackError, match="no such joints"):
         read_badja(tmp_path / "none.json")
     with pytest.raises(DinotrackError, match="3 joints"):
         read_badja(small(tmp_path))

@@ -10,6 +10,7 @@ from dinotrack.trackers import FeatureTracker
 from dinotrack.training.batch import BatchSettings
 from dinotrack.training.losses import LossTerms, Step
 from dinotrack.training.modules import published_losses
+from dinotrack.training.probing import cost_of
 
 pytestmark = [
     pytest.mark.cuda,
@@ -61,3 +62,8 @@ def test_tracks_are_those_of_the_cpu() -> None:
         tool = FeatureTracker(cpu.features.to(device), copy.deepcopy(cpu.head).to(device), (SMALL.width, SMALL.height))
         found.append(tool.positions(frame.to(device), xy.to(device)).cpu())
     assert (found[0] - found[1]).norm(dim=-1).median() < 1e-2
+
+
+def test_the_probe_sees_what_a_job_takes_of_the_gpu() -> None:
+    cost = cost_of(lambda: torch.ones(25_000_000, device="cuda").sum())
+    assert 0.9e8 < cost.device < 1.2e8

@@ -297,6 +297,7 @@ def test_settings_and_weights_are_those_of_the_fit(tracker: DinoTracker, video: 
         "hash": video.content_hash,
         "frames": 4,
         "size": [64, 48],
+        "max_side": None,
         "fps": 12.5,
     }
     assert (about["working_size"], about["backbone"]) == ([56, 42], DenseSift().settings)

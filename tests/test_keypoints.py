@@ -88,8 +88,8 @@ def test_json_that_is_none_of_ours(tmp_path: Path):
     save_json(tracks(), tmp_path / "good.json")
     good = json.loads((tmp_path / "good.json").read_text())
     wrong: dict[str, Any] = {
-        "no JSON file": None,
-        "is no JSON file of keypoints": "{",
+        "no such keypoints": None,
+        "cannot read the keypoints": "{",
         "is None version None": [1],
         "version 2; expected": good | {"version": 2},
         r"is damaged \('points'\)": {key: value for key, value in good.items() if key != "points"},

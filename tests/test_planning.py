@@ -11,7 +11,7 @@ import torch
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.memory import Budget
 from dinotrack.training.config import compose_config
-from dinotrack.training.planning import Job, Plan, as_json, duration, plan, planned, show_plan, size
+from dinotrack.training.planning import Job, Plan, as_json, duration, plan, plan_table, planned, show_plan, size
 from dinotrack.training.probing import Cost, Probe, cost_of
 
 JOB = Job(
@@ -68,6 +68,24 @@ def test_what_does_not_fit_is_named_with_a_remedy() -> None:
     assert any(line.startswith("best buddies: ") and "block of frames by block" in line for line in lines)
     worst = next(line for line in lines if line.startswith("training needs"))
     assert "5.16 GB" in worst and "4 GB may be used" in worst and "lower resolution to about 751" in worst
+
+
+def test_a_gpus_memory_is_planned_beside_the_hosts() -> None:
+    on_gpu = replace(COST, device=3e8)
+    steps = (Cost(1.0, 1e8, 1e9), Cost(2.0, 1e8, 2e9))
+    gpu = Probe((67, 121), 1024, on_gpu, on_gpu, on_gpu, on_gpu, steps, on_gpu)
+    found = plan(JOB, gpu, Budget(), start=5e8, device_room=4e9)
+    device = {need.name: need.device for need in found.needs}
+    assert device["features"] == 4 * 3e8 and device["training"] == 1e9 + 7 * 5e8
+    assert 3e8 < device["best buddies"] < 3e9 and device["tracks and visibility"] > 3e8
+    [line] = list(replace(found, room=1e12, needs=[need for need in found.needs if need.name == "training"]).lines())
+    assert line.startswith(
+        "training needs 4.5 GB of the GPU's memory, of which 4 GB are free; lower resolution to about 805"
+    )
+    table = plan_table(found)
+    assert [column.header for column in table.columns] == ["stage", "time", "memory", "GPU memory", "disk"]
+    on_cpu = plan(JOB, PROBE, Budget(), start=5e8)
+    assert "GPU memory" not in [column.header for column in plan_table(on_cpu).columns]
 
 
 @pytest.mark.parametrize(

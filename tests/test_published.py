@@ -385,7 +385,7 @@ def test_the_head_is_checked_as_well(tmp_path: Path) -> None:
 
 
 def test_a_file_of_something_else_is_refused_before_networks_of_its_widths_are_made(tmp_path: Path) -> None:
-    weights = {f"layers.{n}.weight": torch.ones(1, 1).expand(2**20, 1) for n in range(100)}
+    weights = {f"layers.{n}.weight": torch.ones(2**12, 1) for n in range(100)}
     write(tmp_path, weights, published_head())
     with pytest.raises(DinotrackError, match=r"as published: missing: .* and \d+ more; unexpected: ") as caught:
         read_published(tmp_path)

@@ -3,13 +3,23 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from dinotrack.cli import plainly
-from dinotrack.signals import Interrupted, StopSignals, raised
+from dinotrack.signals import DEFAULTS, Interrupted, StopSignals, raised
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _defaults() -> Iterator[None]:
+    """Of a test run in the background, too, in which Ctrl-C is ignored."""
+    before = [signal.signal(number, DEFAULTS[number]) for number in BOTH]
+    yield
+    for number, handler in zip(BOTH, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", BOTH)

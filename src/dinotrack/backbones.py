@@ -12,7 +12,7 @@ from kornia.feature import DenseSIFTDescriptor
 from torch import Tensor
 
 from dinotrack.colours import CHANNELS, colour_histograms
-from dinotrack.errors import DinotrackError
+from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.geometry import resample
 from dinotrack.growing import Rows, Sink
 from dinotrack.memory import Budget
@@ -319,7 +319,10 @@ def build_backbone(settings: dict[str, Any]) -> Backbone:
     kinds: dict[str, Any] = {"dense_sift": DenseSift, "vit": VitBackbone}
     if settings.get("kind") not in kinds:
         raise DinotrackError(f"backbone kind {settings.get('kind')!r} is unknown; choose one of {', '.join(kinds)}")
-    backbone: Backbone = kinds[settings["kind"]](**options)
+    try:
+        backbone: Backbone = kinds[settings["kind"]](**options)
+    except TypeError as error:
+        raise DinotrackError(f"no {settings['kind']} backbone has these settings ({reason_of(error)})") from error
     found, expected = backbone.settings.get("weights"), settings.get("weights", backbone.settings.get("weights"))
     if found != expected:
         raise DinotrackError(f"the backbone's weights are {found}, expected {expected}; give the file they came from")

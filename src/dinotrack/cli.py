@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dinotrack import __version__
-from dinotrack.errors import DinotrackError, Stopped
+from dinotrack.errors import DinotrackError, Stopped, printable
 from dinotrack.signals import Interrupted, raised
 
 HYDRA_COMMANDS = {
@@ -90,6 +90,7 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
 
     from dinotrack.training.config import config_folder
     from dinotrack.training.sweeps import prepared
+    from dinotrack.training.words import readable
 
     before = existing_folders(rest)
 
@@ -121,7 +122,7 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
         return returned[0]
 
     words: list[str] = []
-    code = plainly(lambda: words.extend(prepared(command, rest)))
+    code = plainly(lambda: words.extend(prepared(command, readable(rest))))
     if code:
         sys.exit(code)
     sys.argv = [f"dinotrack {command}", *words]
@@ -151,13 +152,13 @@ def plainly(job: Callable[[], object]) -> int:
     except DinotrackError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"dinotrack: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dinotrack: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
         cause = user_error(error)
         if cause is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"dinotrack: {' '.join(str(cause).split())}", file=sys.stderr)
+        print(f"dinotrack: {printable(str(cause))}", file=sys.stderr)
         return 2
     return 0
 

@@ -14,3 +14,13 @@ class Stopped(DinotrackError):
         super().__init__(f"{where}; {again}")
         self.where, self.number = where, number
         self.exit_code = 128 + number
+
+
+def reason_of(error: BaseException, longest: int = 160) -> str:
+    """Why something failed, for a message of our own: short, on one line, and never empty."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """One line without what a terminal would obey: names of files may hold it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

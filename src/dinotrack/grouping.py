@@ -91,7 +91,12 @@ def labels_of(tracks: Tracks, objects: Shaped[Tensor, "..."]) -> Int[Tensor, " n
     objects = objects.to(tracks.xy.device)
     if objects.ndim == 1:
         return objects.long()
-    frame, row = tracks.queries[:, 0].long().unique(return_inverse=True)
+    asked = tracks.queries[:, 0]
+    if not ((asked >= 0) & (asked < frames) & tracks.queries.isfinite().all(1)).all():
+        raise DinotrackError(
+            f"a query lies on none of the {frames} frames, where maps are looked up; give labels instead"
+        )
+    frame, row = asked.long().unique(return_inverse=True)
     if objects.ndim == 2 and len(frame) > 1:
         raise DinotrackError(
             f"objects are one map {(height, width)}, the queries are on {len(frame)} frames; give a map for every frame"

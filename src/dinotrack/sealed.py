@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
@@ -108,25 +109,34 @@ def forget_checks() -> None:
 
 
 def load_archive(path: str | os.PathLike[str]) -> Any:
-    """What torch.save wrote, on the CPU, plain types and tensors only.
+    """Tensors and plain values of a file by torch.save, on the CPU; nothing in it is run, and none of it is compressed.
 
     Such a file is a ZIP archive with a CRC-32 of each record, which torch.load does not look at.
 
     Raises:
-        Exception: of many kinds for a damaged file, as torch.load does.
+        DinotrackError: for a compressed archive; for objects.
+        Exception: of many kinds, for a damaged file.
     """
     if zipfile.is_zipfile(path):
         check_archive(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own words advise to read it without a guard
+        raise DinotrackError(
+            "it is damaged, or holds more than tensors and plain values, which may run code"
+        ) from error
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:
-    """Let pass a ZIP archive whose records have the CRC-32 that it says.
+    """Let pass a ZIP archive whose records are stored as they are and have the CRC-32 that it says.
 
     Raises:
+        DinotrackError: for a compressed one, which torch never writes: a few kilobytes could grow to anything.
         ValueError, OSError, zipfile.BadZipFile, ...: for one that is damaged.
     """
     with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise DinotrackError("it is compressed, as torch.save never writes")
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"{damaged} in it is damaged")

@@ -18,7 +18,7 @@ from dinotrack.tensor_struct import TensorStruct, hash_of
 
 @dataclass(frozen=True)
 class Video(TensorStruct):
-    """Frames as loaded, uint8 RGB, with optional foreground masks (length 0 when there are none)."""
+    """Frames as loaded, uint8 RGB, with optional foreground masks of their size (length 0 when there are none)."""
 
     frames: UInt8[Tensor, "t 3 h w"]
     fps: float = 25.0
@@ -26,6 +26,8 @@ class Video(TensorStruct):
     path: str = ""
     start: int = 0
     """Number of the first frame in the file at `path`."""
+    full_size: tuple[int, int] = (0, 0)
+    """(W, H) of the file at `path`, where frames were scaled down as they were read; by default that of the frames."""
 
     def __post_init__(self) -> None:
         count, _, height, width = self.frames.shape
@@ -40,6 +42,8 @@ class Video(TensorStruct):
             )
         if not self.fps > 0:
             object.__setattr__(self, "fps", 25.0)
+        if self.full_size == (0, 0):
+            object.__setattr__(self, "full_size", (width, height))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -50,8 +54,18 @@ class Video(TensorStruct):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(W, H) in pixels."""
+        """(W, H) in the pixels that positions are in: those of the file, also where the frames are smaller."""
+        return self.full_size
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(W, H) of the frames."""
         return self.frames.shape[3], self.frames.shape[2]
+
+    @property
+    def max_side(self) -> int | None:
+        """The long side that frames were scaled down to as they were read; None where they were not."""
+        return None if self.frame_size == self.full_size else max(self.frame_size)
 
     @cached_property
     def content_hash(self) -> str:

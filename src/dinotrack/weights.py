@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinotrack.errors import DinotrackError
+from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.sealed import load_archive
 
 WRAPPERS = ("model", "teacher", "state_dict")
@@ -45,17 +46,23 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         Exception
     ) as error:  # torch raises UnpicklingError, EOFError, IndexError, AssertionError, ... for damaged files
         raise DinotrackError(
-            f"cannot read checkpoint {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}; "
+            f"cannot read checkpoint {path}: {reason_of(error)}; "
             "expected a state dict of plain tensors, as .safetensors or by torch.save(model.state_dict(), file)"
         ) from error
-    while isinstance(content, dict) and (inner := [v for k in WRAPPERS if isinstance(v := content.get(k), dict)]):
-        content = inner[0]
+    for _ in WRAPPERS:  # a dict that lies in itself would never end
+        inner = [v for k in WRAPPERS if isinstance(v := content.get(k), dict)] if isinstance(content, dict) else []
+        content = inner[0] if inner else content
     named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
-    if not (named and content and all(isinstance(value, Tensor) for value in content.values())):
+    if not (named and content and all(isinstance(value, Tensor) and stored_whole(value) for value in content.values())):
         raise DinotrackError(
             f"checkpoint {path} holds more than named tensors; save it again by torch.save(model.state_dict(), file)"
         )
     return {plain_name(name): value.float() if value.is_floating_point() else value for name, value in content.items()}
+
+
+def stored_whole(value: Tensor) -> bool:
+    """Whether every number of a tensor is in memory by itself: one that is repeated by its strides can claim any size."""
+    return value.layout == torch.strided and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
 def plain_name(name: str) -> str:

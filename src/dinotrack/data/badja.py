@@ -1,6 +1,5 @@
 """BADJA's annotated animal joints: its JSON file to raster positions, queries and foreground areas (method §7)."""
 
-import json
 import logging
 import os
 import re
@@ -13,9 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dinotrack.data.arrays import read_json
 from dinotrack.data.benchmarks import BenchmarkClip, check_positions, choose, files_of, in_frame, plain_name, resized
-from dinotrack.data.video import frame_numbers, load_video
-from dinotrack.errors import DinotrackError
+from dinotrack.data.pictures import frame_numbers
+from dinotrack.data.video import load_video
+from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.geometry import rescale
 from dinotrack.structs import PointTruth
 
@@ -93,10 +94,7 @@ def foreground_areas(
 
 
 def _read_list(json_path: str | os.PathLike[str]) -> list[Any]:
-    try:
-        entries = json.loads(Path(json_path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DinotrackError(f"cannot read {json_path} ({error}); expected a JSON file of BADJA") from error
+    entries = read_json(json_path, "joints", "expected a JSON file of BADJA")
     if not isinstance(entries, list) or not entries:
         raise DinotrackError(f"{json_path} holds no list of annotated frames; expected a JSON file of BADJA")
     return entries
@@ -108,15 +106,15 @@ def _read_entry(entry: Any, json_path: str | os.PathLike[str]) -> tuple[int, lis
         name = Path(entry["image_path"]).stem
         places = [[float(row), float(column)] for row, column in entry["joints"]]
         flags = [bool(flag) for flag in entry["visibility"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DinotrackError(
             f"{json_path} has a frame without readable image_path, joints and visibility "
-            f"({type(error).__name__}: {error}); expected them as BADJA has them"
+            f"({type(error).__name__}: {reason_of(error)}); expected them as BADJA has them"
         ) from error
-    number = re.search(r"\d+$", name)
+    number = re.search(r"\d{1,9}$", name)
     if number is None or len(places) != len(flags):
         raise DinotrackError(
-            f"{json_path} has {name!r} with {len(places)} joints and {len(flags)} visibilities; "
+            f"{json_path} has {name[:80]!r} with {len(places)} joints and {len(flags)} visibilities; "
             "expected a name that ends in the frame's number, and one visibility a joint"
         )
     return int(number[0]), places, flags

@@ -50,9 +50,11 @@ def plain_name(name: Any, where: str) -> str:
         DinotrackError: for one that is not.
     """
     text = str(name)
-    reserved = text in ("scores.csv", "scores.md", "multirun.yaml")  # the evaluation's own files
-    if not isinstance(name, str | int) or not re.fullmatch(r"\w[\w.\- ]*", text) or reserved:
-        raise DinotrackError(f"{where} has a clip named {text[:80]!r}; expected letters, digits, '-', '_' and '.'")
+    reserved = text in ("scores.csv", "scores.md", "multirun.yaml", "jobs")  # the evaluation's own
+    if not isinstance(name, str | int) or not re.fullmatch(r"\w[\w.\- ]{0,199}", text) or reserved:
+        raise DinotrackError(
+            f"{where} has a clip named {text[:80]!r}; expected at most 200 letters, digits, '-', '_' and '.'"
+        )
     return text
 
 

@@ -4,7 +4,7 @@ import glob
 import logging
 from pathlib import Path
 
-from dinotrack.data.video import PICTURES, natural
+from dinotrack.data.pictures import PICTURES, natural
 from dinotrack.errors import DinotrackError
 
 log = logging.getLogger(__name__)

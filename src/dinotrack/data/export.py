@@ -1,19 +1,20 @@
 """Tracks to files that other programs read (.npz, .csv), and back."""
 
 import io
+import math
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dinotrack.errors import DinotrackError
+from dinotrack.data.arrays import read_npz, read_text
+from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.files import write_atomically
 from dinotrack.structs import Tracks
 
@@ -47,22 +48,30 @@ def load_npz(path: str | os.PathLike[str]) -> Tracks:
     Raises:
         DinotrackError: when there is no such file, or it is no .npz file with these keys and fitting shapes.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: np.asarray(file[key]) for key in KEYS}
-    except FileNotFoundError as error:
-        raise DinotrackError(f"no such tracks: {path}; expected an .npz file") from error
-    except KeyError as error:
-        raise DinotrackError(f"{path} holds no tracks ({error.args[0]}); expected {', '.join(KEYS)}") from error
-    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DinotrackError(f"{path} is no .npz file of tracks ({error}); expected what save_npz writes") from error
+    arrays = read_npz(path, KEYS, "tracks", "expected what save_npz writes")
     _check_shapes(arrays, path)
     queries, xy, confidence = (
         torch.from_numpy(arrays[k].astype(np.float32)) for k in ("queries", "tracks", "confidence")
     )
     visible = torch.from_numpy(arrays["visible"].astype(bool))
     width, height = arrays["size"].tolist()
-    return Tracks(queries, xy, visible, confidence, (int(width), int(height)), float(arrays["fps"]))
+    size, fps = size_and_rate(width, height, arrays["fps"].item(), path)
+    return Tracks(queries, xy, visible, confidence, size, fps)
+
+
+def size_and_rate(width: Any, height: Any, fps: Any, path: str | os.PathLike[str]) -> tuple[tuple[int, int], float]:
+    """(W, H) in whole pixels and frames per second, as a file of tracks says them.
+
+    Raises:
+        DinotrackError: for what no video has.
+    """
+    known = all(isinstance(value, int | float) and math.isfinite(value) for value in (width, height, fps))
+    if not known or not (1 <= width < 2**20 and 1 <= height < 2**20 and fps > 0):
+        found = f"{width!r}x{height!r} at {fps!r}"[:80]
+        raise DinotrackError(
+            f"{path} is of a video of {found} frames per second; expected whole pixels and a rate above 0"
+        )
+    return (int(width), int(height)), float(fps)
 
 
 def _check_shapes(arrays: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
@@ -137,15 +146,16 @@ def load_csv(
 
 
 def _read_table(path: str | os.PathLike[str]) -> Float[np.ndarray, "rows 6"]:
+    lines = io.StringIO(read_text(path, "tracks", "expected what save_csv writes"), newline=None)
+    header = lines.readline().strip()
+    if tuple(header.split(",")) != COLUMNS:
+        raise DinotrackError(f"{path} begins with {header[:80]!r}; expected {','.join(COLUMNS)}")
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            header = file.readline().strip().split(",")
-            if tuple(header) != COLUMNS:
-                raise DinotrackError(f"{path} begins with {','.join(header)[:80]!r}; expected {','.join(COLUMNS)}")
-            lines = file.read()
-        table = np.loadtxt(io.StringIO(lines), delimiter=",", ndmin=2) if lines.strip() else np.zeros((0, len(COLUMNS)))
-    except (OSError, ValueError) as error:
-        raise DinotrackError(f"{path} is no .csv file of tracks ({error}); expected what save_csv writes") from error
+        rest = lines.read()
+        table = np.loadtxt(io.StringIO(rest), delimiter=",", ndmin=2) if rest.strip() else np.zeros((0, len(COLUMNS)))
+    except ValueError as error:
+        reason = reason_of(error)
+        raise DinotrackError(f"{path} is no .csv file of tracks ({reason}); expected what save_csv writes") from error
     if table.shape[1] != len(COLUMNS):
         raise DinotrackError(f"{path} has {table.shape[1]} columns; expected {','.join(COLUMNS)}")
     whole, flag = table[:, :2], table[:, 4]

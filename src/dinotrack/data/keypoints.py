@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dinotrack.data.export import point_ids
-from dinotrack.errors import DinotrackError
+from dinotrack.data.arrays import read_json
+from dinotrack.data.export import point_ids, size_and_rate
+from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.files import write_atomically
 from dinotrack.structs import Tracks
 
@@ -73,22 +74,20 @@ def load_json(path: str | os.PathLike[str]) -> Tracks:
     Raises:
         DinotrackError: when there is no such file, or it is not of this format and version.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DinotrackError(
-            f"{path} is no JSON file of keypoints ({error}); expected what save_json writes"
-        ) from error
+    content = read_json(path, "keypoints", "expected a JSON file that save_json wrote")
     found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
     if found != (FORMAT, VERSION):
-        raise DinotrackError(f"{path} is {found[0]} version {found[1]}; expected {FORMAT} version {VERSION}")
+        about = " version ".join(repr(each)[:40] for each in found)
+        raise DinotrackError(f"{path} is {about}; expected {FORMAT} version {VERSION}")
     try:
-        return _tracks(content)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DinotrackError(f"{path} is damaged ({error}); expected what save_json writes") from error
+        return _tracks(content, path)
+    except DinotrackError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise DinotrackError(f"{path} is damaged ({reason_of(error)}); expected what save_json writes") from error
 
 
-def _tracks(content: dict[str, Any]) -> Tracks:
+def _tracks(content: dict[str, Any], path: str | os.PathLike[str]) -> Tracks:
     points, frames = content["points"], int(content["frames"])
     keypoints = torch.tensor([point["keypoints"] for point in points], dtype=torch.float32).reshape(
         len(points), frames, 3
@@ -102,8 +101,7 @@ def _tracks(content: dict[str, Any]) -> Tracks:
         torch.where((flag == NO_POSITION)[..., None], torch.nan, keypoints[..., :2]),
         flag == VISIBLE,
         confidence,
-        (int(content["width"]), int(content["height"])),
-        float(content["fps"]),
+        *size_and_rate(content["width"], content["height"], content["fps"], path),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from dinotrack.data.arrays import read_npy, read_text
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import look_up
 from dinotrack.structs import Video, check_mode
@@ -20,6 +21,9 @@ from dinotrack.trackers import check_queries
 
 COLUMNS = ("t", "x", "y")
 EXPECTED = "expected grid:STEP, an .npy or .csv file, or rows of (t, x, y) such as [[0,120,80],[5,33,40]]"
+
+MOST = 3 * 10**7
+"""Numbers in a file of queries: ten million points are those of a whole 4K frame."""
 
 QuerySpec = str | os.PathLike[str] | Sequence[Any] | np.ndarray | Tensor
 
@@ -116,38 +120,39 @@ def _given(spec: QuerySpec) -> Float[Tensor, "..."]:
         if ending == ".csv":
             return _from_csv(Path(spec))
         rows = [row.split(",") for row in os.fspath(spec).split(";") if row.strip()]
-        return _from_rows(rows, f"{os.fspath(spec)!r}, row")
+        return _from_rows(rows, f"{os.fspath(spec)[:80]!r}, row")
+    if not isinstance(spec, Sequence):
+        raise DinotrackError(f"queries are a {type(spec).__name__}; {EXPECTED}")
     return _from_rows(spec, "queries, row")
 
 
 def _from_array(array: np.ndarray, name: str) -> Float[Tensor, "..."]:
     if array.dtype.kind not in "iufb":
         raise DinotrackError(f"{name} are of type {array.dtype}; expected numbers (N, 3)")
-    return torch.from_numpy(array.astype(np.float32))
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
+        return torch.from_numpy(np.array(array, np.float32))
 
 
 def _from_npy(file: Path) -> Float[Tensor, "..."]:
-    try:
-        array = np.load(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DinotrackError(f"no such queries: {file}; {EXPECTED}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DinotrackError(f"cannot read the queries {file} ({error}); expected an .npy file (N, 3)") from error
+    array = read_npy(file, "queries", EXPECTED)
+    if array.size > MOST:
+        raise DinotrackError(
+            f"the queries in {file} have shape {array.shape}; expected at most {MOST // 3} rows (t, x, y)"
+        )
     return _from_array(array, f"the queries in {file}")
 
 
 def _from_csv(file: Path) -> Float[Tensor, "n 3"]:
     """Rows t, x, y; a first line that is no numbers names the columns, in any order and among others."""
+    text = read_text(file, "queries", EXPECTED)
     try:
-        lines = [line for line in csv.reader(file.read_text(encoding="utf-8-sig").splitlines()) if any(line)]
-    except FileNotFoundError as error:
-        raise DinotrackError(f"no such queries: {file}; {EXPECTED}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = [line for line in csv.reader(text.splitlines()) if any(line)]
+    except csv.Error as error:
         raise DinotrackError(f"cannot read the queries {file} ({error}); expected lines of t,x,y") from error
     if lines and not _is_number(lines[0][0]):
         names = [name.strip("# ").lower() for name in lines[0]]
         if not set(COLUMNS) <= set(names):
-            raise DinotrackError(f"{file} has columns {','.join(lines[0])}; expected t,x,y")
+            raise DinotrackError(f"{file} has columns {','.join(lines[0])[:80]}; expected t,x,y")
         order = [names.index(name) for name in COLUMNS]
         lines = [[line[k] for k in order] if len(line) == len(names) else line for line in lines[1:]]
     return _from_rows(lines, f"{file}, row")
@@ -159,9 +164,11 @@ def _from_rows(rows: Sequence[Any], name: str) -> Float[Tensor, "n 3"]:
 
 def _row(row: Any, name: str) -> list[float]:
     try:
+        if isinstance(row, str | bytes | dict):  # whose parts are numbers by chance
+            raise TypeError("no row")
         t, x, y = (float(value) for value in row)
-    except (TypeError, ValueError) as error:
-        raise DinotrackError(f"{name} is {row!r}; expected three numbers t, x, y") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DinotrackError(f"{name} is {repr(row)[:80]}; expected three numbers t, x, y") from error
     return [t, x, y]
 
 

@@ -1,28 +1,31 @@
-"""Video files, folders of frames and masks to a `Video`; the way back to a file is `save_video`."""
+"""Video files and folders of frames to a `Video`; the way back to a file is `save_video`."""
 
+import logging
 import os
-import re
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-import av
 import numpy as np
 import torch
-from av.error import FFmpegError
-from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
+from dinotrack.data.arrays import regular_file
+from dinotrack.data.decoding import VideoFile
+from dinotrack.data.masks import load_masks
+from dinotrack.data.pictures import open_picture, pictures_of, rgb
 from dinotrack.errors import DinotrackError
+from dinotrack.geometry import resize_frames
+from dinotrack.memory import Budget
 from dinotrack.mp4 import save_video
 from dinotrack.structs import Video
 
 __all__ = ["load_masks", "load_video", "save_video"]
 
-PICTURES = (".jpg", ".jpeg", ".png")
-TEXT_ART = ("ansi", "bintext", "xbin", "idf")
-"""Codecs by which FFmpeg would make a picture of any text file."""
+log = logging.getLogger(__name__)
 
 
 def load_video(
@@ -32,188 +35,157 @@ def load_video(
     start: int = 0,
     stop: int | None = None,
     folder_fps: float = 25.0,
+    max_side: int | None = None,
+    most: float | None = None,
 ) -> Video:
     """Read frames [start, stop) of a video file or of a folder of jpg and png frames, with foreground masks (method §3).
 
     Frames come as a player shows them (rotation flags applied), in sRGB, 8 bit, without alpha; files of a folder in
-    natural order (2 before 10), hidden ones skipped.
+    natural order (2 before 10), hidden ones skipped. Frames that cannot be decoded are left out, and a line says which.
 
     Args:
         path: anything FFmpeg decodes, or a folder.
-        masks: a folder of mask pictures or an .npy file (T, H, W), one mask for every frame of the whole video.
-            Foreground is a value above 127 of 255, or above 0.5 in floats. Label masks, where any label but 0 is
-            foreground, are known by a palette (as DAVIS has) or by no value above 127 in all of them.
+        masks: a folder of mask pictures or an .npy file (T, H, W), as `load_masks` reads them.
         start: first frame.
         stop: the frame after the last; the end of the video if None.
         folder_fps: frames per second of a folder, which does not say.
+        max_side: frames with a longer side are scaled down to it as they are read. Positions stay in pixels of the file.
+        most: bytes that frames may take; None for the memory that is free.
 
     Raises:
         DinotrackError: where there is no such file or folder, where it is no video, an unreadable picture, holds frames
-            of different sizes or fewer than two in [start, stop), or where masks differ from the frames in count or size.
+            of different sizes or fewer than two in [start, stop), takes more memory than `most`, or where masks differ from the
+            frames in count or size.
     """
     if start < 0 or (stop is not None and stop < start + 2):
         raise DinotrackError(f"frames [{start}, {stop}) of {path} are no clip; expected start >= 0, stop >= start + 2")
-    source = Path(path)
-    if source.is_dir():
-        frames, fps = _read_folder(source, start, stop), folder_fps
-    elif source.exists():
-        frames, fps = _read_file(source, start, stop)
-    else:
-        raise DinotrackError(f"no such video: {source}; expected a video file or a folder of jpg or png frames")
-    if len(frames) == 0:
-        raise DinotrackError(f"{source} has no frames in [{start}, {'end' if stop is None else stop}); lower start")
-    video = Video(torch.stack(frames), fps, path=str(source.expanduser().resolve()), start=start)
+    if max_side is not None and max_side < 16:
+        raise DinotrackError(f"max_side={max_side}: expected at least 16 pixels, or none to keep frames as they are")
+    source = _source(path, start, stop, folder_fps)
+    frames, size = _gathered(source, max_side, Budget().room() if most is None else most)
+    if not frames:
+        raise DinotrackError(
+            f"{source.path} has no frames in [{start}, {'end' if stop is None else stop}); lower start, or take a whole file"
+        )
+    place = str(source.path.resolve())
+    video = Video(_stacked(frames), source.fps, path=place, start=start, full_size=size)
+    if _stands_still(video.frames):
+        log.warning("%s shows one picture in all %d frames: tracks can only stand still", source.path, len(video))
     if masks is None:
         return video
     return replace(video, masks=load_masks(masks, video, start=start, stop=stop))
 
 
-def _read_file(path: Path, start: int, stop: int | None) -> tuple[list[UInt8[Tensor, "3 h w"]], float]:
-    frames: list[Tensor] = []
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if not isinstance(stream, av.VideoStream) or stream.codec_context.name in TEXT_ART:
-                raise DinotrackError(f"{path} holds no video; expected a video file or a folder of jpg or png frames")
-            stream.thread_type = "AUTO"
-            for frame in islice(container.decode(stream), start, stop):
-                frames.append(_upright(frame))
-                _check_size(frames, f"frame {start + len(frames) - 1} of {path}", f"frame {start}")
-            return frames, float(stream.average_rate or 0)
-    except (FFmpegError, OSError) as error:
+@runtime_checkable
+class Source(Protocol):
+    """Where frames come from, one by one."""
+
+    path: Path
+    fps: float
+    """Known once the frames have been read."""
+    expected: int
+    """About how many there will be, known with the first; 0 where nothing says."""
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]: ...
+
+    def name(self, number: int) -> str:
+        """What messages call a frame."""
+        ...
+
+
+class PictureFolder:
+    """Frames [start, stop) of a folder, by their names in natural order."""
+
+    def __init__(self, path: Path, start: int, stop: int | None, fps: float) -> None:
+        self.path, self.fps, self.files = path, fps, pictures_of(path)[start:stop]
+        self.expected = len(self.files)
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        for file in self.files:
+            yield rgb(open_picture(file))
+
+    def name(self, number: int) -> str:
+        """The file of a frame."""
+        return str(self.files[number])
+
+
+def _source(path: str | os.PathLike[str], start: int, stop: int | None, folder_fps: float) -> Source:
+    """What a path stands for, without a look into a file."""
+    place = Path(os.path.expanduser(path))
+    if "\0" in str(place):
         raise DinotrackError(
-            f"cannot read {path} as a video ({error.strerror}); expected one that FFmpeg plays"
-        ) from error
-
-
-def _upright(frame: av.VideoFrame) -> UInt8[Tensor, "3 h w"]:
-    """RGB, turned as the file's display matrix says; `rotation` counts degrees counter-clockwise, as rot90 does."""
-    rgb = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    return _channels_first(rgb)
-
-
-def _read_folder(path: Path, start: int, stop: int | None) -> list[UInt8[Tensor, "3 h w"]]:
-    frames: list[Tensor] = []
-    files = _pictures(path)
-    for file in files[start:stop]:
-        frames.append(_channels_first(_rgb(_open(file))))
-        _check_size(frames, str(file), files[start].name)
-    return frames
-
-
-def _check_size(frames: list[UInt8[Tensor, "3 _h _w"]], name: str, first: str) -> None:
-    height, width = frames[-1].shape[1:]
-    if frames[-1].shape != frames[0].shape:
-        expected = f"{frames[0].shape[2]}x{frames[0].shape[1]}"
-        raise DinotrackError(f"{name} is {width}x{height}, but {first} is {expected}; all frames need one size")
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """Its visible jpg and png files in natural order."""
-    files = [f for f in folder.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
-    if not files:
-        raise DinotrackError(f"{folder} holds no frames; expected files ending in {', '.join(PICTURES)}")
-    return sorted(files, key=natural)
-
-
-def frame_numbers(folder: str | os.PathLike[str]) -> list[int]:
-    """The number that each frame of a folder bears at the end of its name; counted from 0 where one has none, or two the same."""
-    found = [re.search(r"(\d+)$", file.stem) for file in _pictures(Path(folder))]
-    numbers = [int(match[1]) for match in found if match]
-    return numbers if len(set(numbers)) == len(found) else list(range(len(found)))
-
-
-def natural(file: Path) -> tuple[list[str | int], str]:
-    """Sorting key by which frame2 comes before frame10."""
-    parts = re.split(r"(\d+)", file.stem.lower())
-    return [int(part) if part.isdecimal() else part for part in parts], file.name
-
-
-def _open(file: Path) -> Image.Image:
-    """A picture in memory, upright as EXIF says."""
-    try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DinotrackError(f"cannot read the picture {file} ({error}); save it again or remove it") from error
-
-
-def _rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    if image.mode.startswith("I"):  # 16-bit grey, of which PIL would clip all above 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    return np.array(image.convert("RGB"))
-
-
-def _channels_first(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
-
-
-def load_masks(
-    path: str | os.PathLike[str], video: Video, *, start: int = 0, stop: int | None = None
-) -> Bool[Tensor, "t h w"]:
-    """Read the foreground masks of a video's frames [start, stop), as `load_video` describes them.
-
-    Raises:
-        DinotrackError: where there are none, or they differ from the video in count or size.
-    """
-    path = Path(path)
-    if path.is_dir():
-        masks = _mask_folder(path, video.size)
-    elif path.suffix.lower() == ".npy" and path.exists():
-        masks = _mask_array(path, video.size)
-    else:
-        raise DinotrackError(f"no such masks: {path}; expected a folder of png or jpg masks, or an .npy file (T, H, W)")
-    chosen = masks[start:stop]
-    if len(chosen) != len(video):
-        found = f"{len(masks)} masks, {len(chosen)} of them for frames [{start}, {'end' if stop is None else stop})"
-        raise DinotrackError(f"{path} holds {found}, but {video.path} has {len(video)} there; expected one per frame")
-    return torch.from_numpy(chosen)
-
-
-def _mask_folder(folder: Path, size: tuple[int, int]) -> Bool[np.ndarray, "m h w"]:
-    levels, palette = [], False
-    for file in _pictures(folder):
-        image = _open(file)
-        _check_mask_size(image.size, size, file)
-        levels.append(_levels(image))
-        palette |= image.mode == "P"
-    return _foreground(np.stack(levels), palette)
-
-
-def _levels(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """A mask's grey levels, its palette's numbers, or the brightest of its colours."""
-    if image.mode == "P":
-        return np.array(image)
-    if image.mode.startswith("I"):  # 16 bit: keeps labels and what lies above half apart
-        wide = np.asarray(image)
-        return np.where(wide > 32767, 255, wide.clip(0, 127)).astype(np.uint8)
-    return np.array(image.convert("RGB")).max(-1)
-
-
-def _mask_array(file: Path, size: tuple[int, int]) -> Bool[np.ndarray, "m h w"]:
-    try:
-        masks = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DinotrackError(f"cannot read the masks {file} ({error}); expected an .npy file (T, H, W)") from error
-    if masks.ndim != 3:
-        raise DinotrackError(f"the masks {file} have shape {masks.shape}; expected (T, H, W)")
-    _check_mask_size((masks.shape[2], masks.shape[1]), size, file)
-    if masks.dtype == np.bool_:
-        return masks
-    if not np.issubdtype(masks.dtype, np.floating):
-        return _foreground(masks, labels=False)
-    if not ((masks >= 0) & (masks <= 1)).all():
-        raise DinotrackError(f"the masks {file} are floats outside [0, 1]; save them as bool or uint8")
-    return masks > 0.5
-
-
-def _foreground(levels: np.ndarray, labels: bool) -> Bool[np.ndarray, "m h w"]:
-    """Any label but 0, or the brighter half of 8 bit; without a value above 127 in the whole video they are labels."""
-    return levels > (0 if labels or levels.max(initial=0) < 128 else 127)
-
-
-def _check_mask_size(found: tuple[int, int], size: tuple[int, int], file: Path) -> None:
-    if found != size:
-        raise DinotrackError(
-            f"the mask {file} is {found[0]}x{found[1]}, the video {size[0]}x{size[1]}; resize the masks"
+            f"{str(place)!a} is no name of a file; expected a video file or a folder of jpg or png frames"
         )
+    try:
+        str(place).encode()
+        if place.is_dir():
+            return PictureFolder(place, start, stop, folder_fps)
+        there = place.exists()
+    except UnicodeEncodeError as error:
+        raise DinotrackError(f"{str(place)!a} is no name in Unicode, which results hold; rename it") from error
+    except OSError as error:
+        raise DinotrackError(f"cannot look for the video {str(place)[:200]}: {error.strerror}") from error
+    if not there:
+        raise DinotrackError(f"no such video: {place}; expected a video file or a folder of jpg or png frames")
+    if not regular_file(place):
+        raise DinotrackError(f"{place} is a device or a pipe; save it as a video file first")
+    return VideoFile(place, start, stop)
+
+
+def _gathered(
+    source: Source, max_side: int | None, most: float
+) -> tuple[list[UInt8[Tensor, "3 h w"]], tuple[int, int]]:
+    """The frames, no larger than `max_side`, and (W, H) as they are stored."""
+    frames, size = list[Tensor](), (0, 0)
+    for picture in source:
+        height, width, _ = picture.shape
+        size = size if frames else (width, height)
+        if (width, height) != size:
+            names = source.name(len(frames)), source.name(0)
+            raise DinotrackError(
+                f"{names[0]} is {width}x{height}, but {names[1]} is {size[0]}x{size[1]}; all frames need one size"
+            )
+        whole = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        frames.append(resize_frames(whole[None], _fitted(size, max_side))[0])
+        _check_room(source, frames, most)
+    return frames, size
+
+
+def _fitted(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """(W, H) with no side above `max_side`."""
+    scale = min(1.0, (max_side or max(size)) / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _check_room(source: Source, frames: list[UInt8[Tensor, "3 h w"]], most: float) -> None:
+    """Before they take more memory than there is."""
+    count, (_, height, width) = max(len(frames), source.expected), frames[0].shape
+    if count * frames[0].numel() > most:
+        raise DinotrackError(
+            f"{source.path} has {count} frames that take {count * frames[0].numel() / 1e9:.1f} GB at {width}x{height}; "
+            f"{most / 1e9:.1f} GB may be taken: give max_side={max(width, height) // 2}, or read a part with start and stop"
+        )
+
+
+def _stands_still(frames: UInt8[Tensor, "t 3 h w"], block: int = 16, drift: float = 3.0, most: float = 100.0) -> bool:
+    """Whether every frame shows the first, but for what codecs make of one picture: levels of 255 that change by up to `most`,
+    though hardly in the mean of a block.
+    """
+    first = frames[0].float()
+    return all(_within(frame.float() - first, block, drift, most) for frame in frames[1:])
+
+
+def _within(change: Float[Tensor, "3 h w"], block: int, drift: float, most: float) -> bool:
+    if change.abs().max() > most:
+        return False
+    means = avg_pool2d(change[None], block, ceil_mode=True, count_include_pad=False)
+    return bool(means.abs().max() <= drift)
+
+
+def _stacked(frames: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "t 3 h w"]:
+    """All frames in one tensor; each is given up as it is copied, so that they are never in memory twice."""
+    stack = torch.empty(len(frames), *frames[0].shape, dtype=torch.uint8)
+    frames.reverse()
+    for slot in stack:
+        slot.copy_(frames.pop())
+    return stack

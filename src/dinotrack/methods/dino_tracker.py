@@ -11,12 +11,13 @@ from torch import Tensor
 
 from dinotrack.backbones import Backbone, build_backbone, identity
 from dinotrack.cache import default_cache
-from dinotrack.errors import DinotrackError
+from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.feature_pass import video_features
 from dinotrack.files import write_atomically
 from dinotrack.growing import Rows, placed
 from dinotrack.lora import LoraVit
 from dinotrack.memory import Budget
+from dinotrack.methods.description import check_description, check_weights
 from dinotrack.networks import DeltaDino, Refinement, TrackerHead
 from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
@@ -114,6 +115,7 @@ def describe(
         "hash": video.content_hash,
         "frames": len(video),
         "size": list(video.size),
+        "max_side": video.max_side,
         "fps": video.fps,
     }
     return {
@@ -157,15 +159,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = load_archive(path)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DinotrackError(f"{path} is not a readable checkpoint ({reason[:120]}); fit again") from error
+        raise DinotrackError(f"{path} is not a readable checkpoint ({reason_of(error)}); fit again") from error
     parts = [content.get(name) for name in ("state_dict", "dinotrack")] if isinstance(content, dict) else [None]
     if not all(isinstance(part, dict) for part in parts):
         raise DinotrackError(f"{path} holds no dinotrack tracker; pass the tracker.ckpt of a run folder")
     if content["dinotrack"].get("format") != FORMAT:
         raise DinotrackError(
-            f"{path} has checkpoint format {content['dinotrack'].get('format')}, this version reads {FORMAT}"
+            f"{path} has checkpoint format {repr(content['dinotrack'].get('format'))[:40]}, this version reads {FORMAT}"
         )
+    check_description(content["dinotrack"], path)
+    check_weights(content["dinotrack"], content["state_dict"], path)
     return content
 
 

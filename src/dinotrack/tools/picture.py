@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, UInt8
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from dinotrack.backbones import Backbone, build_backbone
@@ -27,7 +27,7 @@ from dinotrack.progress import shown
 from dinotrack.structs import FeatureMap, Pairs, Tracklets, Video
 from dinotrack.tools.arguments import numbers, query
 from dinotrack.trackers import FeatureTracker, check_queries
-from dinotrack.training.config import pick_device
+from dinotrack.training.config import pick_device, read_run_config
 from dinotrack.training.fit import prepare
 from dinotrack.visualization import (
     Look,
@@ -84,12 +84,7 @@ class FittedRun:
     @property
     def config(self) -> DictConfig:
         """What it was run with."""
-        path = self.folder / CONFIG
-        if not path.exists():
-            raise DinotrackError(f"{self.folder} has no {CONFIG}; give the folder of a dinotrack run or fit")
-        config = OmegaConf.load(path)
-        assert isinstance(config, DictConfig)
-        return config
+        return read_run_config(self.folder / CONFIG)
 
     @property
     def raw_tracker(self) -> FeatureTracker:
@@ -109,7 +104,8 @@ class FittedRun:
         """The optical flow's tracklets that supervised it, from the cache or computed again."""
         config = self.config
         config.device = str(self.tracker.device)
-        config.cache_dir = str(self.cache) if self.cache else config.cache_dir
+        config.size = list(self.raw.size)
+        config.cache_dir = str(self.cache or default_cache())  # wherever the run kept its own
         data = prepare(config, replace(self.video, masks=self.given_masks()), shown)
         return data.store.flow.tracklets
 

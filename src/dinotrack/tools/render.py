@@ -21,7 +21,8 @@ ENDINGS = (".mp4", ".m4v", ".mov", ".png")
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    video, sets = open_sources(options.tracks, *options.compare, video=options.video, start=options.start)
+    part = {"start": options.start, "max_side": options.max_side}
+    video, sets = open_sources(options.tracks, *options.compare, video=options.video, **part)
     tracks = [each.tracks for each in sets]
     if options.output.resolve() == Path(video.path).resolve():
         raise DinotrackError(f"{options.output} is the video that was tracked; give the picture another name")
@@ -49,6 +50,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--trail", type=int, default=10, help="frames of a track that stay behind each point")
     parser.add_argument("--every", type=int, default=1, help="draw only every so many-th point")
     parser.add_argument("--start", type=int, help="first frame that was tracked, if the run folder does not say")
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        default=1920,
+        help="long side that larger frames are drawn at, if the run folder does not say",
+    )
     parser.add_argument("--colour", choices=tuple(COLOURINGS), default="start", help="what a point's colour says")
     parser.add_argument("--truth", type=Path, help="true positions: red lines show the errors; .npz or .safetensors")
     parser.add_argument(

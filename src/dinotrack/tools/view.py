@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
 
     sources = [options.run, *([options.compare] if options.compare else [])]
-    video, sets = open_sources(*sources, video=options.video, start=options.start)
+    video, sets = open_sources(*sources, video=options.video, start=options.start, max_side=options.max_side)
     objects = read_objects(options.objects, sets[0].tracks, video) if options.objects else NO_OBJECTS
     output = options.output or tracks_file(options.run).parent / "view.html"
     sizes = {"max_side": options.max_side, "quality": options.quality}

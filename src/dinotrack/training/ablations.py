@@ -100,6 +100,6 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     whole: Any = OmegaConf.to_container(config, resolve=True)
     dropped = ("cache_dir", "logger", "render", "trail", "resume", "checkpoint_every", "table")
     dropped += ("memory", "memory_limit", "features_on", "plan")
-    dropped += ("threads", "objective", "layers", "facets", "swept")
+    dropped += ("threads", "objective", "layers", "facets", "swept", "max_side")
     kept = {name: value for name, value in whole.items() if name not in dropped}
     return kept | {"callbacks": {name: value for name, value in whole["callbacks"].items() if name not in WATCHING}}

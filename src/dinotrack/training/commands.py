@@ -30,7 +30,7 @@ from dinotrack.sealed import read_json, write_json
 from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
-from dinotrack.training.config import budget_of, fixed_size, pick_device
+from dinotrack.training.config import budget_of, fixed_size, frame_side, pick_device
 from dinotrack.training.evaluating import log_scores, predict_clips, published_tracker
 from dinotrack.training.fit import prepare
 from dinotrack.training.jobs import check_objective, evaluation_folder
@@ -63,7 +63,8 @@ def video_of(config: DictConfig) -> Video:
         settings = OmegaConf.to_container(config.synthetic, resolve=True)
         path = SYNTHETIC + json.dumps(settings, separators=(",", ":"))
     masks = None if config.masks is None else str(config.masks)
-    return open_video(path, masks, start=config.start, stop=config.stop)
+    part = {"start": config.start, "stop": config.stop}
+    return open_video(path, masks, **part, max_side=frame_side(config), most=budget_of(config).room())
 
 
 def queries_of(config: DictConfig, video: Video) -> torch.Tensor:

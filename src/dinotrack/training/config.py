@@ -1,11 +1,13 @@
 """From configs to objects: the one place where Hydra's `instantiate` is called."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -13,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dinotrack.backbones import Backbone, Tap
-from dinotrack.errors import DinotrackError
+from dinotrack.data.arrays import read_text
+from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.memory import Budget
 from dinotrack.networks import Refinement
 from dinotrack.progress import Progress, silent
@@ -131,6 +134,66 @@ def size_of(value: Any, name: str) -> tuple[int, int] | None:
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
         raise DinotrackError(f"{name}={size}: expected [W, H] in whole pixels, or null")
     return size[0], size[1]
+
+
+def frame_side(config: DictConfig) -> int | None:
+    """The long side above which frames are scaled down as they are read, never below that at which they are processed.
+
+    Raises:
+        DinotrackError: for a `max_side` or `resolution` that is no whole number.
+    """
+    for name in ("max_side", "resolution"):
+        value = config[name]
+        if not (isinstance(value, int) and value > 0) and (name, value) != ("max_side", None):
+            raise DinotrackError(f"{name}={value}: expected whole pixels, as in {name}=1280")
+    return config.max_side and max(config.max_side, config.resolution, *(fixed_size(config) or ()))
+
+
+def own_targets() -> set[str]:
+    """What dinotrack's own configs make of the parts of a fit."""
+    files = [config_folder() / "settings.yaml"]
+    for group in ("backbone", "flow", "method", "refinement", "losses"):
+        files += sorted((config_folder() / group).glob("*.yaml"))
+    return {name for file in files for name in re.findall(r"_target_:\s*([\w.]+)", file.read_text(encoding="utf-8"))}
+
+
+def read_run_config(path: Path) -> DictConfig:
+    """What a run was made with, as its folder says, without what only a fit reads.
+
+    `instantiate` calls whatever a config names, and a run folder may come from a stranger: this one may name what our own configs
+    name, and nothing that is put together while it is read.
+
+    Raises:
+        DinotrackError: for a file that is not there or damaged, or one that names anything else.
+    """
+    text = read_text(path, "config", "expected the config.yaml of a run folder")
+    try:
+        aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+        content = None if aliased else yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise DinotrackError(f"{path} is damaged ({reason_of(error)}); make the run again") from error
+    if not isinstance(content, dict):
+        raise DinotrackError(f"{path} is not as a run writes it; make the run again")
+    plain = {name: value for name, value in content.items() if name not in ("callbacks", "trainer", "logger")}
+    known = own_targets()
+    if strange := [text for text in called_or_computed(plain) if text not in known]:
+        raise DinotrackError(
+            f"{path} names {strange[0][:80]!r}, which would be called and is none of dinotrack's own; "
+            "where you wrote it yourself, make the picture from Python"
+        )
+    try:
+        return OmegaConf.create(plain)
+    except OmegaConfBaseException as error:
+        raise DinotrackError(f"{path} is damaged ({reason_of(error)}); make the run again") from error
+
+
+def called_or_computed(value: Any, name: Any = "") -> Iterator[str]:
+    """Every `_target_` in a nest of plain values, and every text that OmegaConf would compute."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from called_or_computed(part, key)
+    elif name == "_target_" or (isinstance(value, str) and "${" in value):
+        yield str(value)
 
 
 def make_module(config: DictConfig, backbone: Backbone) -> DinoTrackerModule:

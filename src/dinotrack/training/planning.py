@@ -1,12 +1,13 @@
 """What a run will take, before it begins: seconds, memory and disk of each stage, and what happens where memory is short.
 
-Memory is the host's; that of a GPU is not planned yet.
+Features of all frames are not counted on a GPU: they lie there only where there is room, else on the host.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -79,6 +80,8 @@ class Need:
     disk: float = 0.0
     instead: str = ""
     """How it does without."""
+    device: float = 0.0
+    """Bytes of a GPU's memory, beside what lies there all the time."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Plan:
     needs: list[Need]
     room: float
     """Bytes that the process may hold in all."""
+    device_room: float | None = None
+    """Bytes of the GPU's memory that are free beside the networks; None where none is used."""
 
     def short(self) -> list[Need]:
         """Stages that do not fit as they are."""
@@ -103,12 +108,18 @@ class Plan:
             else:
                 yield (
                     f"{need.name} needs {size(least)}, and {size(self.room)} may be used; "
-                    f"lower resolution to about {self.fitting(least)}, or method.batch.frames_per_set"
+                    f"lower resolution to about {self.fitting(least, self.room)}, or method.batch.frames_per_set"
+                )
+        for need in self.needs:
+            if self.device_room is not None and need.device > self.device_room:
+                yield (
+                    f"{need.name} needs {size(need.device)} of the GPU's memory, of which {size(self.device_room)} are free; "
+                    f"lower resolution to about {self.fitting(need.device, self.device_room)}, or take device=cpu"
                 )
 
-    def fitting(self, least: float) -> int:
+    def fitting(self, least: float, room: float) -> int:
         """A long side at which a stage that needs so much would fit, as what it holds grows with the area."""
-        return int(max(self.job.working) * (self.room / least) ** 0.5)
+        return int(max(self.job.working) * (room / least) ** 0.5)
 
 
 def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int) -> Job:
@@ -135,8 +146,11 @@ def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int
     )
 
 
-def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None) -> Plan:
-    """The plan of a run, from what was measured; `start` is what the process holds now, with its video and networks."""
+def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, device_room: float | None = None) -> Plan:
+    """The plan of a run, from what was measured; `start` is what the process holds now, with its video and networks.
+
+    `device_room` is what a GPU still has free beside the networks.
+    """
     start = held() if start is None else start
     free = start + free_memory()
     room = free if budget.limit is None else min(free, parse_bytes(budget.limit))
@@ -149,6 +163,7 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None) -> 
             inference_needs(job, probe, start),
         ],
         room,
+        device_room,
     )
 
 
@@ -156,7 +171,8 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float) -> It
     """Features, tracklets, best buddies."""
     frames, cells = job.frames, job.cells
     extracted = start + min(CHUNK, frames) * probe.feature_frame.bytes
-    yield Need("features", both(frames * probe.feature_frame.seconds), extracted, 0.0, job.features)
+    seen = min(CHUNK, frames) * probe.feature_frame.device
+    yield Need("features", both(frames * probe.feature_frame.seconds), extracted, 0.0, job.features, device=seen)
     positions = POSITIONS * frames * job.pixels
     one, pairs = 2 * probe.flow_pair.seconds, frames * (frames - 1) / 2
     yield Need(
@@ -165,6 +181,7 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float) -> It
         start + 20 * positions + job.encoded * frames * job.pixels + 2 * probe.flow_pair.bytes,
         0.0,
         8 * positions,
+        device=20 * positions + (3 + job.encoded) * frames * job.pixels + 2 * probe.flow_pair.device,
     )
     rows = min(
         4.0 * frames * cells * job.channels, max(0.0, room - start) / 2
@@ -177,6 +194,7 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float) -> It
         start + rows + product + probe.frame_pair.bytes,
         rows,
         instead="unit features will be made block of frames by block",
+        device=8.0 * cells * job.channels + product + probe.frame_pair.device,
     )
 
 
@@ -184,10 +202,9 @@ def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
     """Training steps, and the rebuilding of pairs."""
     one, three = probe.step
     grown = (job.batch_frames - 1) / 2
-    seconds, bytes_ = (
-        a + grown * max(0.0, b - a) for a, b in zip((one.seconds, one.bytes), (three.seconds, three.bytes), strict=True)
-    )
-    yield Need("training", both(job.steps * seconds), start + bytes_, 0.0)
+    costs = zip((one.seconds, one.bytes, one.device), (three.seconds, three.bytes, three.device), strict=True)
+    seconds, bytes_, device = (a + grown * max(0.0, b - a) for a, b in costs)
+    yield Need("training", both(job.steps * seconds), start + bytes_, 0.0, device=device)
     if job.rebuilds:
         again = job.rebuilds * (
             job.frames * probe.refine_frame.seconds + 3 * job.rebuilt_pairs * probe.frame_pair.seconds
@@ -199,6 +216,7 @@ def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
             least + job.features,
             job.features,
             instead="refined features will lie on disk",
+            device=probe.refine_frame.device + probe.frame_pair.device,
         )
 
 
@@ -216,6 +234,7 @@ def inference_needs(job: Job, probe: Probe, start: float) -> Need:
         least + job.features,
         job.features,
         instead="refined features will lie on disk",
+        device=probe.refine_frame.device + chunk,
     )
 
 
@@ -247,9 +266,12 @@ def spoken(seconds: float) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """The stages as a table."""
-    table = Table("stage", "time", "memory", "disk", title=f"{size(plan.room)} of memory may be used")
+    room, gpu = plan.device_room, plan.device_room is not None
+    title = f"{size(plan.room)} of memory may be used" + ("" if room is None else f", {size(room)} of the GPU's")
+    table = Table("stage", "time", "memory", *(["GPU memory"] if gpu else []), "disk", title=title)
     for need in plan.needs:
-        table.add_row(need.name, duration(need.seconds), size(need.memory), size(need.disk) if need.disk else "")
+        cells = [duration(need.seconds), size(need.memory), *([size(need.device)] if gpu else [])]
+        table.add_row(need.name, *cells, size(need.disk) if need.disk else "")
     return table
 
 
@@ -262,7 +284,8 @@ def planned(config: DictConfig, video: Video, queries: int) -> Plan:
     data, module = checked(config, video)
     start = held()
     found = probe(data, module)
-    return plan(job_of(config, data, found, queries), found, data.budget, start)
+    gpu = data.budget.room(data.device) if torch.device(data.device).type == "cuda" else None
+    return plan(job_of(config, data, found, queries), found, data.budget, start, gpu)
 
 
 def show_plan(found: Plan, say: Callable[[str], None]) -> None:

@@ -23,13 +23,11 @@ from dinotrack.training.modules import DinoTrackerModule
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and bytes held at the same time beyond those before."""
+    """Seconds, and bytes held at the same time beyond those before: by the process, and of a GPU's memory."""
 
     seconds: float
     bytes: float
-
-    def __mul__(self, times: float) -> "Cost":
-        return Cost(self.seconds * times, self.bytes * times)
+    device: float = 0.0
 
 
 class Watch:
@@ -59,17 +57,21 @@ class Watch:
 
 def cost_of(job: Callable[[], Any], *, short: float = 1.0) -> Cost:
     """What a job costs; a `short` one, in seconds, is done twice, since the first time is slower."""
-    before, begin = held(), time.perf_counter()
+    before, begin, gpu = held(), time.perf_counter(), torch.cuda.is_available()
+    allocated = torch.cuda.memory_allocated() if gpu else 0
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
     with Watch.running() as watch:
         job()
-        if torch.cuda.is_available():
+        if gpu:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begin
-    first = Cost(seconds, max(0, watch.peak - before))
+    device = torch.cuda.max_memory_allocated() - allocated if gpu else 0.0
+    first = Cost(seconds, max(0, watch.peak - before), device)
     if seconds > short:
         return first
     again = cost_of(job, short=0)
-    return Cost(min(seconds, again.seconds), max(first.bytes, again.bytes))
+    return Cost(min(seconds, again.seconds), max(first.bytes, again.bytes), max(first.device, again.device))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def about(video: Video) -> dict[str, Any]:
         "start": video.start,
         "frames": len(video),
         "size": list(video.size),
+        "max_side": video.max_side,
         "fps": video.fps,
         "hash": video.content_hash,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +17,7 @@ from dinotrack.errors import DinotrackError
 from dinotrack.training.config import compose_config
 from dinotrack.training.evaluating import one_clip_a_job
 from dinotrack.training.jobs import RECORDED
+from dinotrack.training.words import quoted
 
 MULTIRUN = ("-m", "--multirun")
 CHOOSERS = ("sweep=", "hydra/sweeper=", "videos=")
@@ -173,11 +174,6 @@ def is_query_file(word: str) -> bool:
     """Whether a word names points of one video, not a grid that any video has."""
     name, _, value = word.partition("=")
     return name == "queries" and Path(value.strip("'\"")).suffix.lower() in (".csv", ".json", ".npy", ".npz", ".txt")
-
-
-def quoted(text: str) -> str:
-    """Text as Hydra takes it for exactly itself."""
-    return QuotedString(text.replace("${", "\\${"), Quote.single).with_quotes()
 
 
 def beside(words: Sequence[str], more: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Which object each point is on, and what the objects are called."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from dinotrack.data.arrays import read_npy, read_text
 from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
+from dinotrack.geometry import resize_masks
 from dinotrack.grouping import labels_of
 from dinotrack.structs import Tracks, Video
 
@@ -45,7 +48,8 @@ def read_objects(path: Path, tracks: Tracks, video: Video) -> Objects:
     if path.suffix.lower() == ".csv":
         return _named(_from_csv(path, len(tracks)))
     if path.is_dir():
-        objects = load_masks(path, video, start=video.start, stop=video.start + len(video))
+        masks = load_masks(path, video, start=video.start, stop=video.start + len(video))
+        objects = resize_masks(masks, tracks.size)
     else:
         objects = torch.from_numpy(_from_npy(path))
     labels = labels_of(tracks, objects)
@@ -60,25 +64,18 @@ def _named(names: list[str]) -> Objects:
 
 
 def _from_npy(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DinotrackError(f"no such objects: {path}; {EXPECTED}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DinotrackError(f"cannot read the objects {path} ({error}); {EXPECTED}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iub":
-        raise DinotrackError(f"the objects {path} are {getattr(array, 'dtype', 'an archive')}; {EXPECTED}")
-    return array if array.dtype == np.bool_ else array.astype(np.int64)
+    array = read_npy(path, "objects", EXPECTED)
+    if array.dtype.kind not in "iub":
+        raise DinotrackError(f"the objects {path} are {array.dtype}; {EXPECTED}")
+    return np.array(array, bool if array.dtype.kind == "b" else np.int64)
 
 
 def _from_csv(path: Path, count: int) -> list[str]:
     names = [""] * count
+    text = read_text(path, "objects", EXPECTED)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise DinotrackError(f"no such objects: {path}; {EXPECTED}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
         raise DinotrackError(f"cannot read the objects {path} ({error}); {EXPECTED}") from error
     for number, row in enumerate(rows, 2):
         point, name = (str(row.get(column) or "").strip() for column in COLUMNS)

@@ -89,7 +89,7 @@ def write_view(
     def write(name: Path) -> None:
         with name.open("w", encoding="utf-8", newline="\n") as file:
             file.write(head)
-            _write_frames(file, progress(list(video.frames), "view"), _kept_size(video.size, max_side), quality)
+            _write_frames(file, progress(list(video.frames), "view"), _kept_size(video.frame_size, max_side), quality)
             file.write(tail)
 
     write_atomically(target, write)

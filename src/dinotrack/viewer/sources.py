@@ -14,13 +14,16 @@ from dinotrack.viewer.points import TrackSet
 TRACKS, SUMMARY = "tracks.npz", "summary.json"
 
 
-def open_sources(*sources: Path, video: str | None = None, start: int | None = None) -> tuple[Video, list[TrackSet]]:
+def open_sources(
+    *sources: Path, video: str | None = None, start: int | None = None, max_side: int | None = None
+) -> tuple[Video, list[TrackSet]]:
     """The tracked frames and the tracks of some files.
 
     Args:
         sources: run folders or their tracks.npz, of the same video.
         video: where the video is, or "synthetic"; else where the first run folder's summary.json says.
         start: the first frame that was tracked; else what summary.json says, or 0.
+        max_side: the long side that larger frames are scaled down to, where no summary.json says at which they were tracked.
 
     Raises:
         DinotrackError: where a file is missing or none of tracks, the video is not where it was, or is another one.
@@ -33,7 +36,8 @@ def open_sources(*sources: Path, video: str | None = None, start: int | None = N
     place = video or str(about.get("path") or "")
     _check_place(place, sources[0], moved=video is None)
     first = int(about.get("start") or 0) if start is None else start
-    opened = open_video(place, start=first, stop=first + sets[0].tracks.xy.shape[1])
+    stop = first + sets[0].tracks.xy.shape[1]
+    opened = open_video(place, start=first, stop=stop, max_side=about.get("max_side") if about else max_side)
     for each in sets:
         _check_fit(opened, each)
     if video is None:
@@ -71,6 +75,8 @@ def _described(source: Path) -> Mapping[str, Any]:
         return {}
     try:
         about = json.loads(path.read_text(encoding="utf-8")).get("video") or {}
+        if not all(isinstance(about.get(name) or 0, int) for name in ("start", "max_side")):
+            raise TypeError("start and max_side are no whole numbers")
         return dict(about)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DinotrackError(f"{path} is damaged ({error}); delete it and give --video") from error

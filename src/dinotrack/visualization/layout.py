@@ -36,8 +36,8 @@ def resized_tracks(tracks: Tracks, size: tuple[int, int]) -> Tracks:
 
 
 def enlarge(video: Video, tracks: Tracks, smallest: int) -> tuple[Video, Tracks]:
-    """Both as many whole times larger as a long side of `smallest` pixels wants, at least once."""
-    size = enlarged(video.size, smallest)
+    """Both at the size of the frames, as many whole times larger as a long side of `smallest` pixels wants, at least once."""
+    size = enlarged(video.frame_size, smallest)
     return (video, tracks) if size == video.size else (resized(video, size), resized_tracks(tracks, size))
 
 

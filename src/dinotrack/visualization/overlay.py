@@ -54,6 +54,7 @@ def draw_tracks(
             frame that the video does not have or an unknown colour, or when `trail` or `every` is too small.
     """
     _check(video, tracks, trail, every)
+    video, tracks = enlarge(video, tracks, smallest=1)  # frames that were scaled down are drawn on as they are
     chosen = range(len(video)) if frames is None else check_frames(frames, len(video))
     errors = ErrorLines.of(tracks, truth, every)
     tracks = tracks.to("cpu")[::every]
