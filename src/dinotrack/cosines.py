@@ -36,7 +36,7 @@ class Cosines:
     rows: float = 4e9
     """Bytes that unit rows may fill; two frames have to."""
     product: float = 256e6
-    """Bytes that one product may fill."""
+    """Bytes that one product may fill; at most half of what the rows may."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -60,7 +60,8 @@ class Cosines:
     def at_once(self, maps: Float[Tensor, "k cells c"]) -> int:
         """Partners that one product serves."""
         most = max(Counter(i for i, _ in self.pairs).values(), default=1)
-        return min(len(maps), most, max(1, int(self.product / (4 * maps.shape[1] ** 2))))
+        room = min(self.product, self.rows / 2)
+        return min(len(maps), most, max(1, int(room / (4 * maps.shape[1] ** 2))))
 
     def products(
         self,

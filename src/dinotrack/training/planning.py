@@ -187,7 +187,7 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float) -> It
         4.0 * frames * cells * job.channels, max(0.0, room - start) / 2
     )  # what a budget lends, else block by block
     partners = min(frames, 2 * job.frame_pairs / frames)  # of a frame, at most: few where not all pairs are searched
-    product = max(4.0 * cells**2, min(PRODUCT, 4.0 * cells**2 * partners))
+    product = max(4.0 * cells**2, min(PRODUCT, max(0.0, room - start) / 4, 4.0 * cells**2 * partners))
     yield Need(
         "best buddies",
         both(job.frame_pairs * probe.frame_pair.seconds),
