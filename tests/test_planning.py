@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts import plans
+
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.memory import Budget
 from dinotrack.training.config import compose_config
@@ -136,3 +138,19 @@ def test_a_refinement_that_must_be_prepared_is_planned_too(tmp_path: Path) -> No
     words = ["ablation=lora", *vit, "~method.delta.hidden", "logger=none", f"cache_dir={tmp_path}"]
     config = compose_config("plan", "tiny", words)
     assert len(planned(config, synthetic_clip(0, 3, (56, 42)).video, queries=2).needs) == 6
+
+
+@pytest.mark.slow
+def test_estimates_are_within_a_quarter_of_what_each_command_then_holds() -> None:
+    """The smallest of three sizes; `python -m scripts.plans` measures all and keeps them."""
+    rows = plans.compare("small")
+    assert [row["command"] for row in rows] == ["preprocess", "fit", "track"]
+    assert max(abs(row["off"]) for row in rows) < plans.WITHIN
+
+
+def test_the_kept_estimates_of_three_sizes_are_within_a_quarter() -> None:
+    rows = json.loads(plans.KEPT.read_text())["rows"]
+    assert {row["size"] for row in rows} == {*plans.SIZES} and len(rows) == 9
+    for row in rows:
+        assert row["off"] == pytest.approx(row["planned_mb"] / row["measured_mb"] - 1, abs=2e-3)
+        assert abs(row["off"]) < plans.WITHIN, row

@@ -93,8 +93,12 @@ class FeatureTracker:
         return len(self.features)
 
     def to(self, device: torch.device | str, budget: Budget = Budget()) -> "FeatureTracker":
-        """Move the head to `device`, and the features if the budget has room for them there; in place."""
+        """Move the head to `device`, and the features if the budget has room for them there; in place.
+
+        Chunks of queries become smaller if the budget leaves less than `memory` for them.
+        """
         self.features, self.head = placed(self.features, device, budget), self.head.to(device)
+        self.memory = min(self.memory, budget.share(device))
         return self
 
     @torch.no_grad()

@@ -145,7 +145,8 @@ def assemble(
 ) -> DinoTracker:
     """The tracker of a video from its raw features and fitted networks."""
     refined = refine_features(raw, frames, delta, budget=budget, progress=progress)
-    return DinoTracker(refined, delta, head, settings, memory=memory)
+    device = next(head.parameters()).device
+    return DinoTracker(refined, delta, head, settings, memory=min(memory, budget.share(device)))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, dev
         [
             *preprocessing_needs(job, probe, start, room),
             *fit_needs(job, probe, start),
-            inference_needs(job, probe, start),
+            inference_needs(job, probe, start, room),
         ],
         room,
         device_room,
@@ -220,13 +220,14 @@ def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
         )
 
 
-def inference_needs(job: Job, probe: Probe, start: float) -> Need:
+def inference_needs(job: Job, probe: Probe, start: float, room: float) -> Need:
     """Refined features, tracks and visibility."""
     refined = job.frames * probe.refine_frame.seconds
     maps = job.queries * job.frames / 64 * probe.locate.seconds
     along = 4.0 * job.queries * job.frames * (3 * job.channels + 2 * job.frames)
     compared = 12.0 * job.queries * job.frames * job.cells
-    chunk = sum(min(job.chunk_bytes / 2, needed) for needed in (along, compared))
+    lent = min(job.chunk_bytes, max(0.0, room - start) / 2)
+    chunk = sum(min(lent / 2, needed) for needed in (along, compared))
     least = start + probe.refine_frame.bytes + chunk
     return Need(
         "tracks and visibility",
