@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from scripts import plans
 
 from dinotrack.data.synthetic import synthetic_clip
