@@ -1,6 +1,7 @@
 """What all tests share: one thread, a cache of their own, and a way around the guard."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jaxtyping
@@ -47,3 +48,11 @@ def unguarded() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def three_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ViTs in their own widths, but with three blocks, which are drawn in no time."""
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=3))

@@ -20,8 +20,8 @@ from dinotrack.backbones import (
     VitBackbone,
     build_backbone,
     extract_features,
-    resize_positions,
 )
+from dinotrack.embedding import resize_positions
 from dinotrack.errors import DinotrackError
 
 PLAIN = "vit_small_patch14_dinov2.lvd142m"

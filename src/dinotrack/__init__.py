@@ -17,7 +17,9 @@ from dinotrack.data import open_described
 from dinotrack.data.video import load_video, save_video
 from dinotrack.errors import DinotrackError
 from dinotrack.grouping import group
-from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
+from dinotrack.methods.checkpoint import load_checkpoint
+from dinotrack.methods.chrono import ChronoTracker
+from dinotrack.methods.dino_tracker import DinoTracker, read_checkpoint
 from dinotrack.structs import Tracks, Video
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "ChronoTracker",
     "DinoTracker",
     "DinotrackError",
     "Tracks",
@@ -37,17 +40,17 @@ __all__ = [
 ]
 
 
-def load_tracker(path: str | Path, video: Video | None = None, **options: Any) -> DinoTracker:
+def load_tracker(path: str | Path, video: Video | None = None, **options: Any) -> DinoTracker | ChronoTracker:
     """The tracker of a checkpoint; without `video` the one that it names is read again.
 
-    Options are those of `load_dino_tracker`: `backbone`, `cache`, `device`, `memory`, `budget`, `progress`.
+    Options are those of `load_checkpoint`: `backbone`, `cache`, `device`, `memory`, `budget`, `progress`.
 
     Raises:
         DinotrackError: for an unreadable checkpoint, or another video than it was fitted to.
     """
     if video is None:
         video = open_described(read_checkpoint(path)["dinotrack"]["video"])
-    return load_dino_tracker(path, video, **options)
+    return load_checkpoint(path, video, **options)
 
 
 def __getattr__(name: str) -> Any:

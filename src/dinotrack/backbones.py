@@ -1,17 +1,18 @@
 """Frozen features of frames, Φ_DINO of Eq. 1 (method §1): ViTs at any stride, layer and facet, and weightless SIFT."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from kornia.feature import DenseSIFTDescriptor
 from torch import Tensor
 
+from dinotrack.chrono import ChronoBackbone
 from dinotrack.colours import CHANNELS, colour_histograms
+from dinotrack.embedding import embed
 from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.geometry import resample
 from dinotrack.growing import Rows, Sink
@@ -21,8 +22,6 @@ from dinotrack.structs import PIXELS, FeatureMap, Grid
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a grey frame (ITU-R BT.601)."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What DINOv2 normalises its images by."""
 
 
 @runtime_checkable
@@ -44,6 +43,17 @@ class Backbone(Protocol):
 
     def final(self) -> "Backbone":
         """The backbone of last-layer tokens at the same stride, for saliency masks (§3)."""
+        ...
+
+
+@runtime_checkable
+class ClipBackbone(Backbone, Protocol):
+    """One whose features of a frame depend on the frames around it: it reads a video as a whole."""
+
+    def over(
+        self, frames: UInt8[Tensor, "t 3 h w"], *, chunk: int, budget: Budget, progress: Progress
+    ) -> Iterator[Float[Tensor, "b c h2 w2"]]:
+        """Features of all frames in order, `chunk` frames at a time, on the backbone's device."""
         ...
 
 
@@ -234,22 +244,7 @@ class VitBackbone:
 
     def _embed(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b n c"], tuple[int, int]]:
         """What enters the first block, prefix tokens first, and the rows and columns of the patch tokens."""
-        height, width = images.shape[-2:]
-        if min(height, width) < self.patch:
-            raise DinotrackError(
-                f"a {width}x{height} frame is smaller than the ViT's patch of {self.patch} px; raise resolution"
-            )
-        vit, positions = self.vit, self.vit.pos_embed
-        assert positions is not None  # vit_skeleton saw to it
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        patches = vit.patch_embed.proj((images - mean) / std)
-        rows, columns = patches.shape[-2:]
-        patches = vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))
-        prefix = torch.cat([token for token in (vit.cls_token, vit.reg_token) if token is not None], 1)
-        spare = positions.shape[1] - math.prod(vit.patch_embed.grid_size)
-        prefix = torch.cat([prefix[:, :spare] + positions[:, :spare], prefix[:, spare:]], 1)
-        patches = patches + resize_positions(positions[:, spare:], vit.patch_embed.grid_size, rows, columns)
-        return vit.norm_pre(torch.cat([prefix.expand(len(images), -1, -1), patches], 1)), (rows, columns)
+        return embed(self.vit, images)
 
     def to(self, device: torch.device | str) -> "VitBackbone":
         """Move to `device`, in place."""
@@ -291,21 +286,9 @@ def projected(block: Any, facet: str, tokens: Float[Tensor, "b n c"]) -> Float[T
     return block.attn.qkv(block.norm1(tokens)).chunk(3, -1)[FACETS.index(facet) - 1]
 
 
-def resize_positions(
-    positions: Float[Tensor, "1 n c"], grid_size: tuple[int, int], rows: int, columns: int
-) -> Float[Tensor, "1 m c"]:
-    """Position embedding for rows × columns tokens: bicubic by (rows + 0.1) / 37, as DINO does (§1).
-
-    The 0.1 guards DINO's output size against rounding; it shifts the samples too, hence it stays.
-    """
-    maps = positions.transpose(1, 2).unflatten(2, grid_size)
-    scale = ((rows + 0.1) / grid_size[0], (columns + 0.1) / grid_size[1])
-    return F.interpolate(maps, scale_factor=scale, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
-
-
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """What decides the features: settings without the places that weights came from, which their fingerprint stands for."""
-    places = ("checkpoint", "pretrained", "seed") if "weights" in settings else ()
+    places = ("checkpoint", "pretrained", "seed", "adapters") if "weights" in settings else ()
     return {name: value for name, value in settings.items() if name not in places}
 
 
@@ -316,7 +299,7 @@ def build_backbone(settings: dict[str, Any]) -> Backbone:
         DinotrackError: when the kind is unknown, or the weights are no longer those that `settings` name.
     """
     options = {name: value for name, value in settings.items() if name not in ("kind", "weights")}
-    kinds: dict[str, Any] = {"dense_sift": DenseSift, "vit": VitBackbone}
+    kinds: dict[str, Any] = {"dense_sift": DenseSift, "vit": VitBackbone, "chrono": ChronoBackbone}
     if settings.get("kind") not in kinds:
         raise DinotrackError(f"backbone kind {settings.get('kind')!r} is unknown; choose one of {', '.join(kinds)}")
     try:
@@ -348,7 +331,12 @@ def extract_features(
     """
     backbone, settings = backbone.to(device), backbone.settings
     sink = into or Rows(len(frames), budget)
-    pour(lambda images: [backbone(images)], [(settings, sink)], frames, chunk, device, progress)
+    if isinstance(backbone, ClipBackbone):
+        passed = backbone.over(frames, chunk=chunk, budget=budget, progress=progress)
+        pour(([maps] for maps in passed), [(settings, sink)])
+    else:
+        parts = read_parts(lambda images: [backbone(images)], frames, chunk, device, progress)
+        pour(parts, [(settings, sink)])
     return feature_map(sink, backbone.grid, frames)
 
 
@@ -378,21 +366,25 @@ def extract_taps(
     vit = vit.to(device)
     sinks = {tap: into.get(tap) or Rows(len(frames), budget) for tap in taps}
     named = [(vit.tapped(tap), sink) for tap, sink in sinks.items()]
-    pour(lambda images: vit.read(images, taps), named, frames, chunk, device, progress)
+    pour(read_parts(lambda images: vit.read(images, taps), frames, chunk, device, progress), named)
     return {tap: feature_map(sink, vit.grid, frames) for tap, sink in sinks.items()}
 
 
-def pour(
+def read_parts(
     read: Callable[[Float[Tensor, "b 3 h w"]], list[Float[Tensor, "b c h2 w2"]]],
-    sinks: Sequence[tuple[dict[str, Any], Sink]],
     frames: UInt8[Tensor, "t 3 h w"],
     chunk: int,
     device: torch.device | str,
     progress: Progress,
-) -> None:
-    """What `read` makes of chunks of frames, each map in half precision into its sink; `settings` name it in an error."""
+) -> Iterator[list[Float[Tensor, "b c h2 w2"]]]:
+    """What `read` makes of `chunk` frames at a time, on `device`."""
     for start in progress(range(0, len(frames), chunk), "features"):
-        maps = read(frames[start : start + chunk].to(device).float() / 255)
+        yield read(frames[start : start + chunk].to(device).float() / 255)
+
+
+def pour(parts: Iterable[list[Tensor]], sinks: Sequence[tuple[dict[str, Any], Sink]]) -> None:
+    """Each map of each part in half precision into its sink; `settings` name it in an error."""
+    for maps in parts:
         for values, (settings, sink) in zip(maps, sinks, strict=True):
             half = values.half().cpu()
             if not half.isfinite().all():

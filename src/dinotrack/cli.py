@@ -20,6 +20,7 @@ HYDRA_COMMANDS = {
     "import": "make a checkpoint of weights that the published code fitted",
     "ablate": "the table of baselines and ablations, by a multirun",
     "evaluate": "a benchmark's clips, predicted to disk and scored; with -m a clip a job",
+    "train-chrono": "train Chrono's adapters on clips with known tracks",
     "demo": "run on three synthetic videos and compare with two baselines",
 }
 TOOLS = {
@@ -105,7 +106,7 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
         def job() -> None:
             try:
                 with jobs.recorded(command, config, folder):
-                    scores = getattr(commands, f"{command}_command")(config, folder)
+                    scores = getattr(commands, f"{command.replace('-', '_')}_command")(config, folder)
                     returned.append(jobs.objective_of(config, scores))
             except Interrupted as error:
                 raise Stopped(f"stopped by {error}", how_to_go_on(command, folder), error.number) from None

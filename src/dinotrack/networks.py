@@ -144,7 +144,8 @@ class TrackerHead(nn.Module):
     The refiner only runs on the window of cells that Ω and its two 3×3 kernels reach, which is exact: outside Ω nothing counts but
     the softmax's denominator, and that cancels. `fallback="published"` keeps the denominator, and with it the uniform mean over Ω
     where the softmax leaves Ω less than 1e-8 [C]. `peak="refined"` centres Ω on the argmax of H [P] instead of S [C].
-    `refine=False` is the raw-feature baseline, H = S.
+    `refine=False` is the raw-feature baseline, H = S; with a `sharpness` H is the softmax of so many times the unclamped
+    cosines, as Chrono has it (§8).
     """
 
     def __init__(
@@ -154,14 +155,20 @@ class TrackerHead(nn.Module):
         peak: Literal["similarity", "refined"] = "similarity",
         fallback: Literal["normalised", "published"] = "normalised",
         hidden: int = 16,
+        sharpness: float | None = None,
     ) -> None:
         super().__init__()
+        if refine and sharpness is not None:
+            raise DinotrackError(f"sharpness={sharpness} is of the head without a refiner; set refine=False")
         if peak not in ("similarity", "refined"):
             raise DinotrackError(f"peak={peak!r} is neither 'similarity' nor 'refined'")
         if fallback not in ("normalised", "published"):
             raise DinotrackError(f"fallback={fallback!r} is neither 'normalised' nor 'published'")
         self.radius, self.refine, self.peak, self.fallback = radius, refine, peak, fallback
+        self.sharpness = sharpness
         self.settings = {"radius": radius, "refine": refine, "peak": peak, "fallback": fallback, "hidden": hidden}
+        if sharpness is not None:
+            self.settings["sharpness"] = sharpness
         self.cnn_refiner = nn.Sequential(
             nn.Conv2d(1, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, 1, 3, padding=1)
         )
@@ -193,7 +200,7 @@ class TrackerHead(nn.Module):
 
     def forward(self, similarities: Float[Tensor, "n h w"], grid: Grid, scale: float = 1.0) -> Float[Tensor, "n 2"]:
         """Raster positions at working resolution from unclamped cosines; `scale` multiplies the radius R (§0)."""
-        maps = similarities.float().clamp(min=0)
+        maps = similarities.float() if self.sharpness is not None else similarities.float().clamp(min=0)
         whole = self.refine and self.peak == "refined"
         peak = self.over_refined(maps, argmax) if whole else argmax(maps)
         radius = self.radius * scale
@@ -203,7 +210,7 @@ class TrackerHead(nn.Module):
             logits = self.refined(patch, inside, padding=0)
             cells, inside = cells[:, 2:-2, 2:-2], inside[:, 2:-2, 2:-2]
         else:
-            logits = patch.clamp(min=1e-12).log()
+            logits = patch.clamp(min=1e-12).log() if self.sharpness is None else self.sharpness * patch
         xy = centres(maps.shape[1], maps.shape[2], grid, maps.device)
         xy_cells, xy_peak = xy[cells], xy[peak]
         disc = inside & ((xy_cells - xy_peak[:, None, None]).norm(dim=-1) <= radius)

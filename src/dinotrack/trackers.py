@@ -110,12 +110,16 @@ class FeatureTracker:
         """
         queries = torch.as_tensor(queries)
         check_queries(queries, self.frames, self.size)
-        _, channels, height, width = self.features.values.shape
-        bytes_per_query = 4 * self.frames * (3 * channels + 2 * self.frames) + 4 * height * width
-        parts = queries.split(max(1, int(self.memory / 2 / bytes_per_query)))
+        parts = queries.split(max(1, int(self.memory / 2 / self._bytes_per_query)))
         found = [self._track(part.to(self.device).float(), progress) for part in parts]
         columns = [torch.cat(column).cpu() for column in zip(*found, strict=True)] if found else self._nothing()
         return Tracks(queries.cpu().float(), *columns, size=self.size, fps=self.fps)
+
+    @property
+    def _bytes_per_query(self) -> int:
+        """What a query takes while it is tracked."""
+        _, channels, height, width = self.features.values.shape
+        return 4 * self.frames * (3 * channels + 2 * self.frames) + 4 * height * width
 
     def _nothing(self) -> tuple[Tensor, ...]:
         shape = (0, self.frames)

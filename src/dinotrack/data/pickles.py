@@ -8,6 +8,7 @@ import io
 import math
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def _built(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
     if not isinstance(dtype, _Dtype):
         raise DinotrackError("an array without a type is refused")
     if dtype.dtype.kind == "O":
+        if isinstance(data, list) and shape == () and len(data) == 1 and isinstance(data[0], dict):
+            return data[0]  # how `numpy.save` writes a dict
         if isinstance(data, list) and all(isinstance(each, bool | int | float) for each in data):
             return np.array(data).reshape(shape, order="F" if order == "F" else "C")
         if not isinstance(data, list) or len(shape) != 1:
@@ -143,8 +146,36 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     Raises:
         DinotrackError: for a file that cannot be read, is cut short, or holds anything else, by name.
     """
+    return _read(path, lambda file: None)
+
+
+def read_npy_dict(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The dict that `numpy.save` wrote as an array of one object, read as `read_pickle` reads.
+
+    Raises:
+        DinotrackError: for a file that cannot be read, holds anything but plain values and arrays, or no dict.
+    """
+    found = _read(path, _skip_npy_head)
+    if not isinstance(found, dict):
+        raise DinotrackError(f"{path} holds a {type(found).__name__}; expected a dict")
+    return found
+
+
+def _skip_npy_head(file: io.BufferedIOBase) -> None:
+    """Let pass the head of an .npy file of objects."""
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise DinotrackError(f"it is an .npy file of version {version}, not (1, 0)")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.kind != "O" or shape != ():
+        raise DinotrackError(f"it is an array of {dtype} {quoted(shape)}, not of one object")
+
+
+def _read(path: str | os.PathLike[str], skip: Callable[[io.BufferedIOBase], None]) -> Any:
+    """The plain value of the pickle that begins where `skip` leaves the file."""
     try:
         with Path(path).open("rb") as file:
+            skip(file)
             return _plain(_PlainUnpickler(file, Path(path).stat().st_size).load(), {})
     except DinotrackError as error:
         raise DinotrackError(f"{path} is refused: {error}; expected plain values and NumPy arrays") from error

@@ -37,18 +37,19 @@ def check_description(about: Mapping[str, Any], path: str | Path) -> None:
 
 def _sound(about: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """Every setting that is read before the networks are made, and whether it is of its kind."""
-    video, working, rule = about["video"], about["working_size"], VisibilityRule(**about["visibility"])
+    video, working, chrono = about["video"], about["working_size"], about.get("method") == "chrono"
+    rule = VisibilityRule() if chrono else VisibilityRule(**about["visibility"])
     sides = [*video["size"], *working]
     whole = {"frames": video["frames"], "start": video["start"], "max_side": video.get("max_side") or 16}
     numbers = {"fps": video["fps"], "shift": about.get("shift", 0.0), "radius": about["head"].get("radius", 1.0)}
     numbers |= {"anchor": rule.anchor, "visible": rule.visible}
     return [
         *((name, isinstance(video[name], str)) for name in ("path", "hash")),
-        *((name, isinstance(about[name], dict)) for name in ("backbone", "delta", "head")),
+        *((name, isinstance(about[name], dict)) for name in ("backbone", "head", *(() if chrono else ("delta",)))),
         *((name, isinstance(value, int) and 0 <= value < LARGEST) for name, value in whole.items()),
         *((name, math.isfinite(value) and abs(value) < LARGEST) for name, value in numbers.items()),
         ("size", len(sides) == 4 and all(isinstance(side, int) and 0 < side < LARGEST for side in sides)),
-        ("scale_constants", isinstance(about["scale_constants"], bool)),
+        ("scale_constants", chrono or isinstance(about["scale_constants"], bool)),
     ]
 
 
@@ -68,8 +69,8 @@ def check_weights(about: Mapping[str, Any], weights: Mapping[Any, Any], path: st
         finite = False
     if not finite:
         raise DinotrackError(f"{path} is damaged: its weights are not finite; fit again with a lower method.module.lr")
-    if about["delta"].get("kind") == "lora":
-        return  # as large as the backbone has it
+    if about.get("method") == "chrono" or about["delta"].get("kind") == "lora":
+        return  # Chrono's head has three weights; LoRA is as large as the backbone has it
     try:
         with torch.device("meta"):
             networks = DeltaDino(**about["delta"]), TrackerHead(**about["head"])

@@ -97,6 +97,19 @@ def state_dict(delta: Refinement, head: TrackerHead) -> dict[str, Tensor]:
     return {f"{name}.{key}": value.detach().cpu() for name, part in parts.items() for key, value in part.items()}
 
 
+def about_video(video: Video) -> dict[str, Any]:
+    """What a checkpoint says of its video."""
+    return {
+        "path": video.path,
+        "start": video.start,
+        "hash": video.content_hash,
+        "frames": len(video),
+        "size": list(video.size),
+        "max_side": video.max_side,
+        "fps": video.fps,
+    }
+
+
 def describe(
     video: Video,
     backbone: Backbone,
@@ -109,19 +122,10 @@ def describe(
     shift: float = 0.0,
 ) -> dict[str, Any]:
     """The plain settings that a checkpoint carries: its video, its backbone, its networks."""
-    about = {
-        "path": video.path,
-        "start": video.start,
-        "hash": video.content_hash,
-        "frames": len(video),
-        "size": list(video.size),
-        "max_side": video.max_side,
-        "fps": video.fps,
-    }
     return {
         "format": FORMAT,
         "method": "dino_tracker",
-        "video": about,
+        "video": about_video(video),
         "backbone": dict(backbone.settings),
         "working_size": list(working),
         "delta": delta.settings,
@@ -229,6 +233,10 @@ def load_dino_tracker(
     """
     content = read_checkpoint(path)
     about = content["dinotrack"]
+    if about.get("method", "dino_tracker") != "dino_tracker":
+        raise DinotrackError(
+            f"{path} is a checkpoint of method {about['method']}; expected one of a fit of dino_tracker"
+        )
     fitted = about["video"]
     if fitted["hash"] != video.content_hash:
         raise DinotrackError(

@@ -21,7 +21,8 @@ from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import plain
 from dinotrack.files import write_atomically
 from dinotrack.interpolation import check_method
-from dinotrack.methods.dino_tracker import load_dino_tracker, read_checkpoint
+from dinotrack.methods.checkpoint import load_checkpoint
+from dinotrack.methods.dino_tracker import read_checkpoint
 from dinotrack.methods.published import PUBLISHED_SIZE, import_published
 from dinotrack.metrics import TapVidScores, mean_over_videos
 from dinotrack.progress import shown
@@ -30,6 +31,7 @@ from dinotrack.sealed import read_json, write_json
 from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
+from dinotrack.training.chrono_command import train_chrono_command  # noqa: F401  (the command line asks for it here)
 from dinotrack.training.config import budget_of, fixed_size, frame_side, pick_device
 from dinotrack.training.evaluating import log_scores, predict_clips, published_tracker
 from dinotrack.training.fit import prepare
@@ -151,7 +153,7 @@ def track_command(config: DictConfig, folder: Path) -> None:
     check_method(config.interpolate)
     run = Run(config, folder, video)
     with run.stages.stage("load"):
-        tracker = load_dino_tracker(
+        tracker = load_checkpoint(
             config.checkpoint,
             video,
             backbone=moved_backbone(config),

@@ -30,6 +30,7 @@ from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.loggers import Guarded, RunLoggers
 from dinotrack.training.modules import DinoTrackerModule
 from dinotrack.training.stopping import RESUME, continue_metrics, read_resumable
+from dinotrack.training.warm_start import start_from
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,8 @@ def train(
             return train(config, data, progress, folder, own)
     L.seed_everything(config.seed, verbose=False)
     module = make_module(config, data.backbone)
+    if config.get("init_from"):
+        start_from(str(config.init_from), module)
     module.delta.prepare(data.store.images, budget=data.budget, progress=progress)
     steps = config.steps if config.steps is not None else published_steps(len(data.video))
     if config.get("compile"):

@@ -12,6 +12,7 @@ from dinotrack.data.export import save_csv, save_npz
 from dinotrack.evaluation import plain
 from dinotrack.files import write_atomically
 from dinotrack.interpolation import through_occlusion
+from dinotrack.methods.chrono import ChronoTracker
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.progress import shown
 from dinotrack.structs import NO_TRUTH, PointTruth, Tracks, Video
@@ -42,12 +43,15 @@ class Run:
 
 
 def tracker_of(run: Run) -> tuple[VideoDataModule | None, Tracker]:
-    """The tracker that `method=` names, and the data that it was fitted to, if it was."""
+    """The tracker that `method=` names, and the data that it was fitted to, if it was; Chrono's has a checkpoint too."""
     if run.config.method.name not in UNFITTED:
         return fitted(run)
     save_config(run.config, run.folder)
     with run.stages.stage("preprocess"):
-        return None, unfitted_tracker(run.config, run.video, shown)
+        tracker = unfitted_tracker(run.config, run.video, shown)
+    if isinstance(tracker, ChronoTracker):
+        tracker.save(run.folder / CHECKPOINT)
+    return None, tracker
 
 
 def fitted(run: Run) -> tuple[VideoDataModule, DinoTracker]:

@@ -1,4 +1,4 @@
-"""The baselines as methods of their own: trackers for which nothing is fitted."""
+"""Methods that fit nothing to the video: the baselines, and Chrono."""
 
 from pathlib import Path
 
@@ -16,15 +16,16 @@ from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
+from dinotrack.training.chrono_tracking import chrono
 from dinotrack.training.config import budget_of, fixed_size, pick_device, size_of, taps_of
 
-UNFITTED = ("raw_features", "flow_chain")
+UNFITTED = ("raw_features", "flow_chain", "chrono")
 """Names of methods."""
 
 
 def unfitted_tracker(config: DictConfig, video: Video, progress: Progress = silent) -> Tracker:
-    """The baseline that `method=` names, on the frames that a fit would have."""
-    make = {"raw_features": raw_features, "flow_chain": flow_chain}[config.method.name]
+    """What `method=` names; a baseline on the frames that a fit would have."""
+    make = {"raw_features": raw_features, "flow_chain": flow_chain, "chrono": chrono}[config.method.name]
     return make(config, video, progress)
 
 
