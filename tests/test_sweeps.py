@@ -228,7 +228,7 @@ def test_the_report_repeats_the_jobs_own_files(swept: Path, capsys: pytest.Captu
         row = rows[number]
         assert (row["job"], row["losses.best_buddy.weight"], row["seed"]) == (str(number), "0.0001", str(number))
         assert all(float(row[name]) == pytest.approx(own[name], abs=1e-4) for name in ("delta_avg", "oa", "aj"))
-        assert float(row["loss/total"]) == pytest.approx(float(last["loss/total"]), abs=1e-4)
+        assert float(row["loss/total"]) == float(last["loss/total"])
         assert float(row["seconds"]) == pytest.approx(sum(stage["seconds"] for stage in stages), abs=1e-3)
     values = [float(row["aj"]) for row in rows[:2]]
     mean, error = sum(values) / 2, abs(values[0] - values[1]) / 2
@@ -310,6 +310,19 @@ def test_the_report_says_bold_where_something_is() -> None:
     assert "Mean ± standard error over seeds and clips; the best in bold." in several and "**2.5 ± 0.5**" in several
     losses = page("it", [replace(job, scores={}, losses={"loss/total": 1.5}) for job in grid(weight=[0.1, 1.0])])
     assert "bold" not in losses and "**" not in losses and "Mean" not in losses and "| 1.5 |" in losses
+
+
+def test_small_values_and_losses_are_written_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, losses = [2e-5, 5e-5, 25e-5], [3.21e-5, 1 / 3, 1.0]
+    jobs = [
+        Job(str(n), {"weight": weight}, losses={"loss/total": loss}, scores={"aj": 100 / 3}, seconds={"fit": 1 / 3})
+        for n, (weight, loss) in enumerate(zip(weights, losses, strict=True))
+    ]
+    monkeypatch.setattr("dinotrack.training.sweep_report.read_jobs", lambda folder: jobs)
+    rows = rows_of(write_report(tmp_path, plot=False)[0])
+    assert [float(row["weight"]) for row in rows] == weights
+    assert [float(row["loss/total"]) for row in rows] == losses
+    assert {(row["aj"], row["seconds_fit"]) for row in rows} == {("33.3333", "0.3333")}
 
 
 def test_what_a_plot_shows(tmp_path: Path) -> None:

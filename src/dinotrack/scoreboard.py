@@ -4,7 +4,7 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +161,8 @@ def by_group(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV: what they are about, all scores to four places, what they cost."""
+def as_csv(rows: Sequence[dict[str, Any]], exact: Collection[str] = ()) -> str:
+    """Rows as CSV: what they are about, all scores to four places but for the columns `exact`, what they cost."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [
         *(name for name in ABOUT if name in names),
@@ -172,7 +172,9 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: rounded(value) for name, value in row.items()} for row in rows)
+    writer.writerows(
+        {name: value if name in exact else rounded(value) for name, value in row.items()} for row in rows
+    )
     return text.getvalue()
 
 

@@ -31,7 +31,8 @@ def write_report(folder: Path, output: Path | None = None, *, plot: bool = True)
     """
     jobs = read_jobs(folder)
     base = output or folder / "report"
-    texts = {".csv": as_csv([row_of(job) for job in jobs]), ".md": page(folder.resolve().name, jobs)}
+    exact = {name for job in jobs for name in (*job.values, *job.losses)}  # 2e-5 has no first four places
+    texts = {".csv": as_csv([row_of(job) for job in jobs], exact), ".md": page(folder.resolve().name, jobs)}
     paths = []
     for ending, text in texts.items():
         paths.append(base.with_name(base.name + ending))
