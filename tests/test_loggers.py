@@ -29,6 +29,7 @@ from dinotrack.training import weights_and_biases as wb
 from dinotrack.training.commands import run_command
 from dinotrack.training.config import compose_config
 from dinotrack.training.fit import prepare, train
+from dinotrack.training.jobs import resumed_by
 from dinotrack.training.loggers import Guarded, RunLoggers, show_picture, shows_pictures, unguarded
 
 TINY = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "device=cpu", "steps=4"]
@@ -585,8 +586,10 @@ def test_a_sweep_names_and_groups_its_runs(tmp_path: Path, monkeypatch: pytest.M
     assert wb.named(str(tmp_path / "clip"), None, None) == {"name": "clip", "group": None}
     assert wb.named(str(tmp_path / "clip"), "mine", "ours") == {"name": "mine", "group": "ours"}
     jobs: list[dict[str, str | None]] = []
+    advice = set[str]()
 
     def note(config: Any, folder: Path) -> None:
+        advice.update((cli.how_to_go_on("fit", folder), resumed_by(folder)))
         jobs.append(wb.named(str(folder), config.logger.wandb.name, config.logger.wandb.group))
 
     monkeypatch.setattr("dinotrack.training.commands.fit_command", note)
@@ -594,6 +597,9 @@ def test_a_sweep_names_and_groups_its_runs(tmp_path: Path, monkeypatch: pytest.M
     cli.main([*words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     group = str(tmp_path / "sweep")[-wb.LONGEST :]
     assert jobs == [{"name": f"video=x seed={seed}", "group": group} for seed in (1, 2)]
+    again = f"hydra.sweep.dir={tmp_path / 'sweep'} resume=true"
+    assert advice == {again, f"what was finished is kept, the same command with {again} goes on from there"}
+    assert resumed_by(tmp_path) == f"hydra.run.dir={tmp_path} resume=true"
 
 
 def test_a_fit_that_goes_on_is_logged_to_its_run(tmp_path: Path) -> None:

@@ -138,7 +138,9 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
 
 def how_to_go_on(command: str, folder: Path) -> str:
     """What to do after a signal that came where no fit was under way."""
-    where = f" with hydra.run.dir={folder} resume=true" if command in ("run", "fit") else ""
+    from dinotrack.training.jobs import resumed_by
+
+    where = f" with {resumed_by(folder)}" if command in ("run", "fit") else ""
     return f"what was finished is kept, the same command{where} goes on from there"
 
 

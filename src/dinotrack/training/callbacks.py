@@ -11,6 +11,7 @@ from dinotrack.errors import DinotrackError, Stopped
 from dinotrack.progress import make_bar
 from dinotrack.refined_pairs import PairSearch
 from dinotrack.signals import StopSignals
+from dinotrack.training.jobs import resumed_by
 from dinotrack.training.losses import first_step
 from dinotrack.training.midway import score_module, spread
 from dinotrack.training.rebuild import consistent_share, rebuilt_tables
@@ -180,7 +181,7 @@ class Resumable(L.Callback):
         if self.saved_for:
             self.signals.heeded = True
             where = f"stopped by {self.saved_for.name} at step {trainer.global_step} of {trainer.max_steps}"
-            again = f"the same command with hydra.run.dir={self.path.parent} resume=true goes on from there"
+            again = f"the same command with {resumed_by(self.path.parent)} goes on from there"
             raise Stopped(where, again, self.saved_for)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -32,6 +32,12 @@ def is_job() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
+def resumed_by(folder: Path) -> str:
+    """The words with which the command of the run in a folder goes on from there; a job's are those of its whole multirun."""
+    place = f"hydra.sweep.dir={HydraConfig.get().sweep.dir}" if is_job() else f"hydra.run.dir={folder}"
+    return f"{place} resume=true"
+
+
 def use_threads(config: DictConfig) -> None:
     """Give torch the threads that `threads` asks for."""
     if config.get("threads"):
