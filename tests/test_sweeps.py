@@ -25,7 +25,7 @@ from dinotrack.sealed import read_json, write_json
 from dinotrack.training import sweeps
 from dinotrack.training.config import compose_config, config_folder
 from dinotrack.training.jobs import folder_name
-from dinotrack.training.sweep_jobs import Job, read_jobs
+from dinotrack.training.sweep_jobs import Job, asked, read_jobs
 from dinotrack.training.sweep_plot import is_grid, log_spaced
 from dinotrack.training.sweep_report import page, points_of, swept_in, write_report
 from dinotrack.training.sweeps import prepared
@@ -252,7 +252,27 @@ def test_jobs_that_never_began_or_were_killed_are_listed(swept: Path, tmp_path: 
     assert [(job.folder, job.status) for job in jobs[:2]] == [("0", "failed"), ("2", "unfinished")]
     assert "summary.json" in jobs[0].reason  # it says done, but its results are gone
     assert [(job.status, job.values["seed"]) for job in jobs[2:]] == [("not started", 1)] * 2
-    assert "–" in write_report(copy, plot=False)[1].read_text()
+    text = write_report(copy, plot=False)[1].read_text()
+    [common] = [line for line in text.splitlines() if line.startswith("In all: ")]
+    assert "–" in text and "steps=2" in common and not any(name in common for name in ("seed=", "losses."))
+
+
+def test_a_sweep_that_is_gone_on_with_counts_no_job_twice(swept: Path, tmp_path: Path) -> None:
+    """The second time with other words that say where and how; its plan is there, and one of its jobs has run so far."""
+    copy = tmp_path / "it"
+    shutil.copytree(swept, copy)
+    plan, record = copy / "multirun.yaml", copy / "0" / "job.json"
+    plan.write_text(plan.read_text().replace("- threads=1", "- threads=2\n    - resume=true\n    - +logger.a=b"))
+    kept = read_json(record, "")
+    assert "threads=1" in kept["overrides"] and "threads=2" in plan.read_text()
+    others = [word for word in kept["overrides"] if word != "threads=1"]
+    write_json(record, {**kept, "overrides": [*others, "threads=2", "resume=true", "+logger.a=b"]})
+    assert [job.status for job in read_jobs(copy)] == ["done", "done", "failed", "failed"]
+
+
+def test_a_sweep_over_devices_has_a_job_for_each() -> None:
+    words = ["seed=1", "device=cpu"]
+    assert asked(words, ["device"]) == set(words) and asked(words, ["seed"]) == {"seed=1"}
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "metrics.json", "summary.json"])

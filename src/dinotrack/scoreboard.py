@@ -172,9 +172,7 @@ def as_csv(rows: Sequence[dict[str, Any]], exact: Collection[str] = ()) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {name: value if name in exact else rounded(value) for name, value in row.items()} for row in rows
-    )
+    writer.writerows({name: value if name in exact else rounded(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -25,6 +25,19 @@ TOLD = ("swept=", "layers=", "facets=", "benchmark.of=")
 """Words that a multirun adds for its jobs; the same job of another multirun may have others."""
 CLIP = "benchmark.clip"
 
+SAME = (
+    "resume",
+    "threads",
+    "device",
+    "cache_dir",
+    "memory",
+    "memory_limit",
+    "checkpoint_every",
+    "save_tracker",
+    "logger",
+)
+"""Settings that say where and how a job runs, not which one it is, unless the sweep is over their values."""
+
 Words = frozenset[str]
 
 
@@ -53,13 +66,13 @@ def read_jobs(folder: Path) -> list[Job]:
     """
     records = [*folder.rglob(RECORD), *folder.rglob(f"{RECORDS}/*.json")]
     jobs = [read_job(path, folder) for path in records]
-    known = {asked(job.overrides) for job in jobs}
+    known = {asked(job.overrides, job.values) for job in jobs}
     of_clips = [(path, job) for path, job in zip(records, jobs, strict=True) if path.parent.name == RECORDS]
-    homes = {of_all_clips(job.overrides): path.parent.parent for path, job in of_clips}
+    homes = {of_all_clips(job.overrides, job.values): path.parent.parent for path, job in of_clips}
     for words, values in planned(folder, homes):
-        if words not in known:
+        if asked(words, values) not in known:
             jobs.append(unrecorded(words, values, folder, homes))
-            known.add(words)
+            known.add(asked(words, values))
     if not jobs:
         raise DinotrackError(
             f"{folder} holds no jobs of a sweep; make some: dinotrack fit -m hydra.sweep.dir={folder} ..."
@@ -67,14 +80,20 @@ def read_jobs(folder: Path) -> list[Job]:
     return sorted(jobs, key=lambda job: (not job.folder, [natural(part) for part in (job.folder, str(job.values))]))
 
 
-def asked(overrides: Iterable[str]) -> Words:
-    """The overrides by which one job is another one or the same."""
-    return frozenset(word for word in overrides if not word.startswith(TOLD))
+def asked(overrides: Iterable[str], values: Iterable[str]) -> Words:
+    """The overrides by which one job is another one or the same; `values` are the names of what the sweep is over."""
+    return frozenset(word for word in overrides if not word.startswith(TOLD) and not is_same(word, values))
 
 
-def of_all_clips(overrides: Iterable[str]) -> Words:
+def is_same(word: str, values: Iterable[str]) -> bool:
+    """Whether a word leaves a job the one that it was."""
+    name = word.partition("=")[0].lstrip("+~")
+    return name not in values and (name in SAME or name.split(".")[0] == "logger")
+
+
+def of_all_clips(overrides: Iterable[str], values: Iterable[str]) -> Words:
     """What jobs that share the folder of an evaluation have in common."""
-    return frozenset(word for word in asked(overrides) if not word.startswith(f"{CLIP}="))
+    return frozenset(word for word in asked(overrides, values) if not word.startswith(f"{CLIP}="))
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -147,16 +166,16 @@ def clips_result(folder: Path, clip: str | Sequence[str] | None) -> dict[str, An
     return {"scores": scores, "seconds": seconds, "about": {**about, **where}}
 
 
-def unrecorded(words: Words, values: dict[str, Any], root: Path, homes: Mapping[Words, Path]) -> Job:
+def unrecorded(words: Sequence[str], values: dict[str, Any], root: Path, homes: Mapping[Words, Path]) -> Job:
     """A planned job without a record: it never began, or a command that was no multirun has done its clip since."""
-    home, clip = homes.get(of_all_clips(words)), values.get(CLIP)
+    home, clip = homes.get(of_all_clips(words, values)), values.get(CLIP)
     if home is None or not isinstance(clip, str) or home / clip not in finished(home):
-        return Job("", values, "not started")
+        return Job("", values, "not started", overrides=tuple(words))
     name = (home / clip).relative_to(root).as_posix()
-    return Job(name, values, command="evaluate", overrides=tuple(sorted(words)), **clips_result(home, clip))
+    return Job(name, values, command="evaluate", overrides=tuple(words), **clips_result(home, clip))
 
 
-def planned(folder: Path, homes: Mapping[Words, Path]) -> list[tuple[Words, dict[str, Any]]]:
+def planned(folder: Path, homes: Mapping[Words, Path]) -> list[tuple[Sequence[str], dict[str, Any]]]:
     """The overrides of each job that multiruns in a folder set out to do, and its values; searches do not plan.
 
     A multirun over methods has its plan above their folders: from there come the jobs that belong into `homes`, folders of
@@ -164,10 +183,10 @@ def planned(folder: Path, homes: Mapping[Words, Path]) -> list[tuple[Words, dict
     """
     above = [place / PLAN for place in (*folder.resolve().parents,)[:2] if homes and (place / PLAN).is_file()]
     jobs = [job for path in folder.rglob(PLAN) for job in plan(path)]
-    return jobs + [job for path in above for job in plan(path) if of_all_clips(job[0]) in homes]
+    return jobs + [job for path in above for job in plan(path) if of_all_clips(*job) in homes]
 
 
-def plan(path: Path) -> list[tuple[Words, dict[str, Any]]]:
+def plan(path: Path) -> list[tuple[Sequence[str], dict[str, Any]]]:
     """The jobs of one multirun, from Hydra's own account of it."""
     config = OmegaConf.load(path)
     sweeper: Any = OmegaConf.to_container(OmegaConf.select(config, "hydra.sweeper"), resolve=False)
@@ -185,7 +204,7 @@ def plan(path: Path) -> list[tuple[Words, dict[str, Any]]]:
     for values in itertools.product(*lists.values()):
         pairs = dict(zip(lists, values, strict=True))
         several = {name: value_of(pairs[name]) for name, choices in lists.items() if len(choices) > 1}
-        jobs.append((asked(f"{name}={value}" for name, value in pairs.items()), several))
+        jobs.append(([f"{name}={value}" for name, value in pairs.items()], several))
     return jobs
 
 

@@ -90,10 +90,11 @@ def page(name: str, jobs: Sequence[Job]) -> str:
     """The report in Markdown: means, every job, and those without a result."""
     counted = ", ".join(f"{count} {status}" for status, count in Counter(job.status for job in jobs).items())
     parts = [f"# Sweep {name}", f"{len(jobs)} jobs: {counted}."]
-    common = [word for word in jobs[0].overrides if all(word in job.overrides for job in jobs if job.overrides)]
-    if common:
+    common = [word for word in jobs[0].overrides if all(word in job.overrides for job in jobs)]
+    command = next((job.command for job in jobs if job.command), "")
+    if common and command:
         shown = " ".join(word for word in common if not word.startswith(TOLD))
-        parts.append(f"In all: `{jobs[0].command} {shown}`")
+        parts.append(f"In all: `{command} {shown}`")
     points = points_of(jobs)
     if points:
         notes = ["mean ± standard error over seeds and clips"] if any(point.jobs > 1 for point in points) else []
