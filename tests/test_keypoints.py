@@ -15,7 +15,7 @@ import torch
 from dinotrack import cli
 from dinotrack.data.blender import save_blender
 from dinotrack.data.export import load_csv, load_npz, point_ids, save_csv, save_npz, visible_only
-from dinotrack.data.keypoints import load_json, save_json
+from dinotrack.data.keypoints import load_json, load_numbered_json, save_json
 from dinotrack.data.nuke import save_nuke, save_nuke_text
 from dinotrack.errors import DinotrackError
 from dinotrack.structs import Tracks
@@ -370,6 +370,33 @@ def test_convert_goes_round(tmp_path: Path):
     call("convert", tmp_path / "b.json", tmp_path / "c.csv")
     call("convert", tmp_path / "c.csv", tmp_path / "d.npz", "--size", "80x60", "--fps", "29.97")
     same(load_npz(tmp_path / "d.npz"), tracks())
+
+
+def test_numbers_of_points_and_frames_go_round(tmp_path: Path, capsys: Any):
+    save_npz(tracks(), tmp_path / "a.npz")
+    call("convert", tmp_path / "a.npz", tmp_path / "b.json", "--points", "2,1", "--first-frame", "1001")
+    call("convert", tmp_path / "b.json", tmp_path / "c.nk")
+    found = nuke_tracks(tmp_path / "c.nk")
+    assert list(found) == ["point_0002", "point_0001"]
+    assert list(found["point_0001"]["track_x"]) == [1002, 1003, 1004]
+    call("convert", tmp_path / "b.json", tmp_path / "d.csv")
+    call("convert", tmp_path / "d.csv", tmp_path / "e.json", "--size", "80x60")
+    assert load_numbered_json(tmp_path / "e.json")[1:] == ([1, 2], 0)
+    call("convert", tmp_path / "b.json", tmp_path / "f.json", "--points", "1", "--first-frame", "7")
+    same(load_json(tmp_path / "f.json"), load_json(tmp_path / "b.json")[[1]])
+    assert load_numbered_json(tmp_path / "f.json")[1:] == ([1], 7)
+    with pytest.raises(SystemExit):
+        cli.main(["convert", str(tmp_path / "b.json"), str(tmp_path / "g.nk"), "--points", "0"])
+    assert "b.json has points 2, 1" in capsys.readouterr().err
+
+
+def test_json_whose_numbers_do_not_tell_points_apart(tmp_path: Path):
+    save_json(tracks(), tmp_path / "a.json")
+    good = (tmp_path / "a.json").read_text()
+    for wrong in ('"id": 0', '"id": "1"', '"id": null', '"id": -3'):
+        (tmp_path / "b.json").write_text(good.replace('"id": 1', wrong))
+        with pytest.raises(DinotrackError, match=r"ids \[0, (0|-3), 2\]|is damaged"):
+            load_json(tmp_path / "b.json")
 
 
 def test_convert_keeps_the_numbers_of_chosen_points(tmp_path: Path, capsys: Any):

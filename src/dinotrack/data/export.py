@@ -127,6 +127,17 @@ def load_csv(
     Raises:
         DinotrackError: when there is no such file, or its lines are not those of `save_csv`.
     """
+    return load_numbered_csv(path, size, fps, most=most)[0]
+
+
+def load_numbered_csv(
+    path: str | os.PathLike[str], size: tuple[int, int], fps: float = 25.0, *, most: int = 100_000_000
+) -> tuple[Tracks, list[int]]:
+    """The tracks as `load_csv` reads them, and the points' numbers.
+
+    Raises:
+        DinotrackError: as `load_csv` does.
+    """
     table = _read_table(path)
     point, t = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
     numbers, row = np.unique(point, return_inverse=True)
@@ -142,7 +153,8 @@ def load_csv(
     )
     xy[row, t], visible[row, t], confidence[row, t] = table[:, 2:4], table[:, 4] == 1, table[:, 5]
     positions, seen, trust = torch.from_numpy(xy), torch.from_numpy(visible), torch.from_numpy(confidence)
-    return Tracks(likely_queries(positions, seen, trust), positions, seen, trust, size, fps)
+    tracks = Tracks(likely_queries(positions, seen, trust), positions, seen, trust, size, fps)
+    return tracks, [int(number) for number in numbers]
 
 
 def _read_table(path: str | os.PathLike[str]) -> Float[np.ndarray, "rows 6"]:

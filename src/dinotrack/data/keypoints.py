@@ -74,13 +74,24 @@ def load_json(path: str | os.PathLike[str]) -> Tracks:
     Raises:
         DinotrackError: when there is no such file, or it is not of this format and version.
     """
+    return load_numbered_json(path)[0]
+
+
+def load_numbered_json(path: str | os.PathLike[str]) -> tuple[Tracks, list[int], int]:
+    """The tracks as `load_json` reads them, the points' numbers, and the number of the first frame.
+
+    Raises:
+        DinotrackError: as `load_json` does, and for numbers that do not tell points apart.
+    """
     content = read_json(path, "keypoints", "expected a JSON file that save_json wrote")
     found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
     if found != (FORMAT, VERSION):
         about = " version ".join(repr(each)[:40] for each in found)
         raise DinotrackError(f"{path} is {about}; expected {FORMAT} version {VERSION}")
     try:
-        return _tracks(content, path)
+        tracks = _tracks(content, path)
+        numbers = [_whole(point["id"]) for point in content["points"]]
+        return tracks, point_ids(tracks, numbers), _whole(content["first_frame"])
     except DinotrackError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
@@ -103,6 +114,12 @@ def _tracks(content: dict[str, Any], path: str | os.PathLike[str]) -> Tracks:
         confidence,
         *size_and_rate(content["width"], content["height"], content["fps"], path),
     )
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, int):
+        raise TypeError(f"{number!r} is no whole number")
+    return number
 
 
 def _query(asked: dict[str, Any] | None, first_frame: int) -> list[float]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dinotrack.data.blender import save_blender
-from dinotrack.data.export import load_csv, load_npz, save_csv, save_npz, visible_only
-from dinotrack.data.keypoints import load_json, save_json
+from dinotrack.data.export import load_npz, load_numbered_csv, save_csv, save_npz, visible_only
+from dinotrack.data.keypoints import load_numbered_json, save_json
 from dinotrack.data.nuke import save_nuke, save_nuke_text
 from dinotrack.errors import DinotrackError
 from dinotrack.structs import Tracks
@@ -25,12 +25,16 @@ NUMBERED: dict[str, Callable[..., Any]] = {
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
-    tracks = read(options)
-    ids = options.points or list(range(len(tracks)))
-    missing = [number for number in ids if number >= len(tracks)]
+    tracks, numbers, first = read(options)
+    if options.first_frame is None and options.format in NUMBERED and first:
+        options.first_frame = first
+    row = {number: index for index, number in enumerate(numbers)}
+    ids = options.points or numbers
+    missing = [number for number in ids if number not in row]
     if missing:
-        raise DinotrackError(f"--points {missing[0]}: {options.tracks} has points 0 to {len(tracks) - 1}")
-    tracks = visible_only(tracks[ids]) if options.visible_only else tracks[ids]
+        raise DinotrackError(f"--points {missing[0]}: {options.tracks} has points {in_short(numbers)}")
+    tracks = tracks[[row[number] for number in ids]]
+    tracks = visible_only(tracks) if options.visible_only else tracks
     print(*write(tracks, options, ids), sep="\n")
 
 
@@ -39,7 +43,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("tracks", type=Path, help="tracks.npz of a run folder, or a .csv or .json of them")
     parser.add_argument("output", type=Path, help=f"its ending says what: {', '.join(ENDINGS)}")
     parser.add_argument("--format", choices=tuple(ENDINGS.values()), help="whatever the ending says")
-    parser.add_argument("--first-frame", type=int, help="number of the first frame; default: 1, in .json 0")
+    parser.add_argument(
+        "--first-frame", type=int, help="number of the first frame; default: 1, in .json 0, or the .json's own"
+    )
     parser.add_argument("--visible-only", action="store_true", help="leave out positions where a point is occluded")
     parser.add_argument("--points", type=numbers, help="only these, as in 0,5,9; they keep their numbers")
     parser.add_argument("--size", type=size, help="of the video, WxH, when the tracks are a .csv, which does not say")
@@ -57,12 +63,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def read(options: argparse.Namespace) -> Tracks:
-    """The tracks by their file's ending; NPZ is the default."""
+def read(options: argparse.Namespace) -> tuple[Tracks, list[int], int]:
+    """The tracks by their file's ending, NPZ the default; their points' numbers, and the first frame's, 0 where it has none."""
     ending = options.tracks.suffix.lower()
     if ending == ".csv":
-        return load_csv(options.tracks, options.size, options.fps)
-    return load_json(options.tracks) if ending == ".json" else load_npz(options.tracks)
+        return *load_numbered_csv(options.tracks, options.size, options.fps), 0
+    if ending == ".json":
+        return load_numbered_json(options.tracks)
+    tracks = load_npz(options.tracks)
+    return tracks, list(range(len(tracks))), 0
+
+
+def in_short(numbers: Sequence[int], most: int = 8) -> str:
+    """Numbers for a message: a row of them by its ends, of others the first few."""
+    if list(numbers) == list(range(len(numbers))):
+        return f"0 to {len(numbers) - 1}"
+    return ", ".join(str(number) for number in numbers[:most]) + (", ..." if len(numbers) > most else "")
 
 
 def write(tracks: Tracks, options: argparse.Namespace, ids: list[int]) -> list[Path]:
