@@ -390,6 +390,25 @@ def test_numbers_of_points_and_frames_go_round(tmp_path: Path, capsys: Any):
     assert "b.json has points 2, 1" in capsys.readouterr().err
 
 
+def test_a_run_that_began_later_has_the_frames_of_the_whole_clip(tmp_path: Path, capsys: Any):
+    folder = tmp_path / "run.csv"  # a folder, whatever it is called
+    folder.mkdir()
+    save_npz(tracks(), folder / "tracks.npz")
+    (folder / "summary.json").write_text(json.dumps({"video": {"path": "clip.mp4", "start": 30}}))
+    for number, source in enumerate((folder, folder / "tracks.npz")):
+        call("convert", source, tmp_path / f"{number}.nk")
+        assert capsys.readouterr().err == "--first-frame 31: the run began at start=30\n"
+        assert list(nuke_tracks(tmp_path / f"{number}.nk")["point_0001"]["track_x"]) == [32, 33, 34]
+    call("convert", folder, tmp_path / "told.nk", "--first-frame", "1")
+    assert list(nuke_tracks(tmp_path / "told.nk")["point_0001"]["track_x"]) == [2, 3, 4]
+    call("convert", folder, tmp_path / "a.json")
+    assert load_numbered_json(tmp_path / "a.json")[2] == 0 and not capsys.readouterr().err
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(SystemExit):
+        cli.main(["convert", str(folder), str(tmp_path / "b.nk")])
+    assert "is damaged" in (said := capsys.readouterr().err) and "--first-frame" in said
+
+
 def test_json_whose_numbers_do_not_tell_points_apart(tmp_path: Path):
     save_json(tracks(), tmp_path / "a.json")
     good = (tmp_path / "a.json").read_text()

@@ -1,6 +1,7 @@
 """`dinotrack convert tracks.npz OUTPUT [options]`."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dinotrack.data.nuke import save_nuke, save_nuke_text
 from dinotrack.errors import DinotrackError
 from dinotrack.structs import Tracks
 from dinotrack.tools.arguments import numbers, size
+from dinotrack.viewer import described, tracks_file
 
 ENDINGS = {".npz": "npz", ".csv": "csv", ".json": "json", ".nk": "nuke", ".txt": "nuke-text", ".py": "blender"}
 NUMBERED: dict[str, Callable[..., Any]] = {
@@ -25,9 +27,10 @@ NUMBERED: dict[str, Callable[..., Any]] = {
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
+    options.tracks = tracks_file(options.tracks)
     tracks, numbers, first = read(options)
-    if options.first_frame is None and options.format in NUMBERED and first:
-        options.first_frame = first
+    if options.first_frame is None and options.format in NUMBERED:
+        options.first_frame = first or begin_of_run(options)
     row = {number: index for index, number in enumerate(numbers)}
     ids = options.points or numbers
     missing = [number for number in ids if number not in row]
@@ -40,11 +43,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dinotrack convert", description="tracks for other programs")
-    parser.add_argument("tracks", type=Path, help="tracks.npz of a run folder, or a .csv or .json of them")
+    parser.add_argument("tracks", type=Path, help="a run folder, its tracks.npz, or a .csv or .json of them")
     parser.add_argument("output", type=Path, help=f"its ending says what: {', '.join(ENDINGS)}")
     parser.add_argument("--format", choices=tuple(ENDINGS.values()), help="whatever the ending says")
     parser.add_argument(
-        "--first-frame", type=int, help="number of the first frame; default: 1, in .json 0, or the .json's own"
+        "--first-frame",
+        type=int,
+        help="number of the first frame; default: 1, after a run with start=30 31; in .json 0",
     )
     parser.add_argument("--visible-only", action="store_true", help="leave out positions where a point is occluded")
     parser.add_argument("--points", type=numbers, help="only these, as in 0,5,9; they keep their numbers")
@@ -56,7 +61,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"output {options.output}: expected a name that ends in {', '.join(ENDINGS)}, or --format")
     if options.first_frame is not None and options.format not in NUMBERED:
         parser.error(f"--first-frame: frames of .{options.format} always count from 0")
-    if (options.tracks.suffix.lower() == ".csv") != (options.size is not None):
+    is_csv = options.tracks.suffix.lower() == ".csv" and not options.tracks.is_dir()
+    if is_csv != (options.size is not None):
         parser.error("--size is needed for tracks in a .csv, and only there")
     if options.points and len(set(options.points)) < len(options.points):
         parser.error("--points: a number is given twice")
@@ -72,6 +78,15 @@ def read(options: argparse.Namespace) -> tuple[Tracks, list[int], int]:
         return load_numbered_json(options.tracks)
     tracks = load_npz(options.tracks)
     return tracks, list(range(len(tracks))), 0
+
+
+def begin_of_run(options: argparse.Namespace) -> int | None:
+    """The number of the first tracked frame in the whole clip, for plates of the whole clip; None where that is the usual one."""
+    start = int(described(options.tracks, "give --first-frame").get("start") or 0)
+    if not start or options.format == "json":
+        return None
+    print(f"--first-frame {1 + start}: the run began at start={start}", file=sys.stderr)
+    return 1 + start
 
 
 def in_short(numbers: Sequence[int], most: int = 8) -> str:

@@ -3,6 +3,15 @@
 from dinotrack.viewer.objects import NO_OBJECTS, Objects, read_objects
 from dinotrack.viewer.page import write_view
 from dinotrack.viewer.points import TrackSet
-from dinotrack.viewer.sources import open_sources, tracks_file
+from dinotrack.viewer.sources import described, open_sources, tracks_file
 
-__all__ = ["NO_OBJECTS", "Objects", "TrackSet", "open_sources", "read_objects", "tracks_file", "write_view"]
+__all__ = [
+    "NO_OBJECTS",
+    "Objects",
+    "TrackSet",
+    "described",
+    "open_sources",
+    "read_objects",
+    "tracks_file",
+    "write_view",
+]

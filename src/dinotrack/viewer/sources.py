@@ -29,7 +29,7 @@ def open_sources(
         DinotrackError: where a file is missing or none of tracks, the video is not where it was, or is another one.
     """
     sets = [_open_tracks(each) for each in sources]
-    about = _described(sources[0])
+    about = described(sources[0])
     if video == SYNTHETIC.rstrip(":"):
         _check_synthetic(about, sources[0])
         video = None
@@ -68,8 +68,12 @@ def _open_tracks(source: Path) -> TrackSet:
     return TrackSet(parent if file.name == TRACKS and parent else file.name, load_npz(file))
 
 
-def _described(source: Path) -> Mapping[str, Any]:
-    """What a run folder says of its video: nothing where it is no run folder, or the run is one of a benchmark."""
+def described(source: Path, remedy: str = "give --video") -> Mapping[str, Any]:
+    """What a run folder says of its video: nothing where it is no run folder, or the run is one of a benchmark.
+
+    Raises:
+        DinotrackError: where its summary is damaged.
+    """
     path = tracks_file(source).parent / SUMMARY
     if not path.is_file():
         return {}
@@ -79,7 +83,7 @@ def _described(source: Path) -> Mapping[str, Any]:
             raise TypeError("start and max_side are no whole numbers")
         return dict(about)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DinotrackError(f"{path} is damaged ({error}); delete it and give --video") from error
+        raise DinotrackError(f"{path} is damaged ({error}); delete it and {remedy}") from error
 
 
 def _check_synthetic(about: Mapping[str, Any], source: Path) -> None:
@@ -106,7 +110,7 @@ def _check_fit(video: Video, tracked: TrackSet) -> None:
 
 def _check_content(video: Video, source: Path) -> None:
     """A video that was replaced, or another part of it, would put every track on a wrong picture."""
-    if _described(source).get("hash") not in (None, video.content_hash):
+    if described(source).get("hash") not in (None, video.content_hash):
         raise DinotrackError(
             f"{video.path} does not show from frame {video.start} on what {source} was tracked in; "
             f"give the video with --video, and --start where that is not {video.start}"
