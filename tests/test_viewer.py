@@ -304,7 +304,9 @@ def test_a_part_of_a_video_begins_at_its_start(tmp_path: Path) -> None:
     assert open_sources(folder, video="synthetic")[0].content_hash == hashed
 
 
-def test_a_video_that_moved_or_changed_wants_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_that_moved_or_changed_wants_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     moved = make_run(tmp_path / "moved", str(tmp_path / "clip.mp4"))
     changed = make_run(tmp_path / "changed", hash="0")
     unknown = make_run(tmp_path / "unknown", "")
@@ -322,7 +324,10 @@ def test_a_video_that_moved_or_changed_wants_its_place(tmp_path: Path, capsys: p
         assert message in said
         assert "--video" in said
         assert said.count("\n") == 1
+        caplog.clear()
         assert called(folder, "--video", SYNTHETIC) == (2 if folder == damaged else 0)
+        warned = [record.getMessage() for record in caplog.records]
+        assert len(warned) == (folder == changed) and all("encoded again; else give another" in each for each in warned)
         capsys.readouterr()
 
 

@@ -1,15 +1,18 @@
 """From a run folder, or a file of tracks, to the tracks and the video that they were made of."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dinotrack.data import SYNTHETIC, open_video
 from dinotrack.data.export import load_npz
-from dinotrack.errors import DinotrackError
+from dinotrack.errors import DinotrackError, printable
 from dinotrack.structs import Video
 from dinotrack.viewer.points import TrackSet
+
+log = logging.getLogger(__name__)
 
 TRACKS, SUMMARY = "tracks.npz", "summary.json"
 
@@ -40,9 +43,8 @@ def open_sources(
     opened = open_video(place, start=first, stop=stop, max_side=about.get("max_side") if about else max_side)
     for each in sets:
         _check_fit(opened, each)
-    if video is None:
-        for source in sources:
-            _check_content(opened, source)
+    for source in sources:
+        _check_content(opened, source, given=video is not None)
     return opened, sets
 
 
@@ -108,10 +110,17 @@ def _check_fit(video: Video, tracked: TrackSet) -> None:
         )
 
 
-def _check_content(video: Video, source: Path) -> None:
-    """A video that was replaced, or another part of it, would put every track on a wrong picture."""
-    if described(source).get("hash") not in (None, video.content_hash):
-        raise DinotrackError(
-            f"{video.path} does not show from frame {video.start} on what {source} was tracked in; "
-            f"give the video with --video, and --start where that is not {video.start}"
+def _check_content(video: Video, source: Path, given: bool) -> None:
+    """A video that was replaced, or another part of it, would put every track on a wrong picture.
+
+    One that is `given` may be the same encoded again, and gets a warning.
+    """
+    if described(source).get("hash") in (None, video.content_hash):
+        return
+    wrong = f"{video.path} does not show from frame {video.start} on what {source} was tracked in"
+    if given:
+        log.warning(
+            "%s: right if it is the same, encoded again; else give another --video or --start", printable(wrong)
         )
+        return
+    raise DinotrackError(f"{wrong}; give the video with --video, and --start where that is not {video.start}")
