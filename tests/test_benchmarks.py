@@ -17,6 +17,7 @@ from dinotrack.data.benchmarks import Benchmark, BenchmarkClip, plain_name, trac
 from dinotrack.data.dino_tracker_file import DinoTrackerFile
 from dinotrack.data.pickles import read_pickle
 from dinotrack.data.queries import sample_queries
+from dinotrack.data.reopening import reopened
 from dinotrack.data.synthetic_benchmark import FORMATS, KINDS, SyntheticBenchmark, settings, write_benchmark
 from dinotrack.data.tapvid import TapVid
 from dinotrack.data.video import load_video
@@ -454,3 +455,18 @@ def test_queries_are_asked_in_the_videos_own_pixels() -> None:
     assert torch.allclose(tracks.queries[:, 1:].double(), 2 * truth.queries[:, 1:].double())
     own = score_tracks(truth, predict(Still(24, truth.size), truth, truth.size))
     assert score_tracks(truth, tracks).aj == pytest.approx(own.aj)  # type: ignore[union-attr]
+
+
+def test_what_a_summary_says_opens_the_clip_again(tmp_path: Path) -> None:
+    target = "dinotrack.data.synthetic_benchmark.SyntheticBenchmark"
+    again = reopened({"_target_": target, "subset": "four", "mode": "first"}, "smooth-0")
+    assert again.content_hash == SyntheticBenchmark("four").open("smooth-0").video.content_hash
+    gone = {"_target_": "dinotrack.data.tapvid.TapVid", "path": str(tmp_path / "gone.pkl"), "mode": "first"}
+    for source, message in (
+        ({"_target_": "os.system", "command": "true"}, "'os.system', which is not dinotrack's; give --video"),
+        ({}, "which is not dinotrack's"),
+        ({"_target_": target, "colour": 1}, "cannot read clip smooth-0"),
+        (gone, "cannot be read again .*gone.*--video"),
+    ):
+        with pytest.raises(DinotrackError, match=message):
+            reopened(source, "smooth-0")

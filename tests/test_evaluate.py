@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dinotrack import cli
+from dinotrack import DinotrackError, cli
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.data.synthetic_benchmark import stored
 from dinotrack.methods.dino_tracker import read_checkpoint
 from dinotrack.methods.published import export_checkpoint
 from dinotrack.sealed import forget_checks
 from dinotrack.training.evaluating import one_clip_a_job
+from dinotrack.viewer import open_sources
 
 SIZE = (64, 48)
 TINY = ["experiment=tiny", "steps=3", "resolution=64", "method.batch.flow_pairs=16", "method.delta.hidden=[4,8]"]
@@ -78,6 +79,10 @@ def test_score_needs_neither_the_benchmark_nor_a_fit(davis: Path, tmp_path: Path
     cli.main(words(davis, tmp_path / "raw", *RAW))
     first = scores(tmp_path / "raw")
     (tmp_path / "raw" / "scores.csv").unlink()
+    shown, [tracked] = open_sources(tmp_path / "raw" / "clip1")  # as view and render do
+    assert shown.content_hash == synthetic_clip(1, 7, SIZE, points=6).video.content_hash and tracked.name == "clip1"
+    with pytest.raises(DinotrackError, match=r"what .*clip0 was tracked in"):
+        open_sources(tmp_path / "raw" / "clip1", tmp_path / "raw" / "clip0")
     moved = (tmp_path / "raw").rename(tmp_path / "elsewhere")
     with pytest.raises(SystemExit) as done:
         cli.main(["score", str(moved), "--output", str(tmp_path / "all")])

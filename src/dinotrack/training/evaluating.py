@@ -87,10 +87,20 @@ def evaluated_settings(config: DictConfig) -> dict[str, Any]:
     dropped = (*UNREAD, *(FITTED if config.method.name in UNFITTED else ()))
     kept = {name: value for name, value in whole.items() if name not in dropped}
     kept["benchmark"] = {name: value for name, value in whole["benchmark"].items() if name not in ASKED}
-    for name in ("path", "videos"):
-        if kept["benchmark"].get(name):
-            kept["benchmark"][name] = str(Path(kept["benchmark"][name]).absolute())
+    kept["benchmark"] = with_places(kept["benchmark"])
     return flatten(kept)
+
+
+def source_of(config: DictConfig) -> dict[str, Any]:
+    """What reads the benchmark, so that a clip can be shown later from anywhere."""
+    source: Any = OmegaConf.to_container(config.benchmark.source, resolve=True)
+    return with_places(source)
+
+
+def with_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """A benchmark's settings with whole paths."""
+    places = {name: settings[name] for name in ("path", "videos") if settings.get(name)}
+    return settings | {name: str(Path(place).absolute()) for name, place in places.items()}
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -173,8 +183,9 @@ def predict_clip(config: DictConfig, clip: BenchmarkClip, folder: Path, make: Ma
                 tracks = predict(tracker, clip.truth, clip.video.size, progress=shown)
         save_npz(tracks, folder / TRACKS)
         clip.truth.save(folder / TRUTH)
-        about = {"benchmark": config.benchmark.name, "method": config.method.name, "clip": clip.name}
+        about: dict[str, Any] = {"benchmark": config.benchmark.name, "method": config.method.name, "clip": clip.name}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        about |= {"source": source_of(config), "hash": clip.video.content_hash}
         run.stages.save(folder / SUMMARY, evaluation={**about, "settings": settings, "settings_hash": digest})
         if loggers.opened:
             scores = flattened(score_tracks(clip.truth, tracks))

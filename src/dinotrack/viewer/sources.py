@@ -8,6 +8,7 @@ from typing import Any
 
 from dinotrack.data import SYNTHETIC, open_video
 from dinotrack.data.export import load_npz
+from dinotrack.data.reopening import reopened
 from dinotrack.errors import DinotrackError, printable
 from dinotrack.structs import Video
 from dinotrack.viewer.points import TrackSet
@@ -24,7 +25,8 @@ def open_sources(
 
     Args:
         sources: run folders or their tracks.npz, of the same video.
-        video: where the video is, or "synthetic"; else where the first run folder's summary.json says.
+        video: where the video is, or "synthetic"; else where the first run folder's summary.json says, or the benchmark's clip
+            that it is of.
         start: the first frame that was tracked; else what summary.json says, or 0.
         max_side: the long side that larger frames are scaled down to, where no summary.json says at which they were tracked.
 
@@ -36,11 +38,14 @@ def open_sources(
     if video == SYNTHETIC.rstrip(":"):
         _check_synthetic(about, sources[0])
         video = None
-    place = video or str(about.get("path") or "")
-    _check_place(place, sources[0], moved=video is None)
-    first = int(about.get("start") or 0) if start is None else start
-    stop = first + sets[0].tracks.xy.shape[1]
-    opened = open_video(place, start=first, stop=stop, max_side=about.get("max_side") if about else max_side)
+    if video is None and "source" in about:
+        opened = reopened(about["source"], str(about["clip"]))
+    else:
+        place = video or str(about.get("path") or "")
+        _check_place(place, sources[0], moved=video is None)
+        first = int(about.get("start") or 0) if start is None else start
+        stop = first + sets[0].tracks.xy.shape[1]
+        opened = open_video(place, start=first, stop=stop, max_side=about.get("max_side") if about else max_side)
     for each in sets:
         _check_fit(opened, each)
     for source in sources:
@@ -71,7 +76,7 @@ def _open_tracks(source: Path) -> TrackSet:
 
 
 def described(source: Path, remedy: str = "give --video") -> Mapping[str, Any]:
-    """What a run folder says of its video: nothing where it is no run folder, or the run is one of a benchmark.
+    """What a run folder says of its video, of a benchmark's clip `source` and `clip`; nothing where it is no run folder.
 
     Raises:
         DinotrackError: where its summary is damaged.
@@ -80,12 +85,18 @@ def described(source: Path, remedy: str = "give --video") -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        about = json.loads(path.read_text(encoding="utf-8")).get("video") or {}
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        about = summary.get("video") or _of_benchmark(summary.get("evaluation") or {})
         if not all(isinstance(about.get(name) or 0, int) for name in ("start", "max_side")):
             raise TypeError("start and max_side are no whole numbers")
         return dict(about)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DinotrackError(f"{path} is damaged ({error}); delete it and {remedy}") from error
+
+
+def _of_benchmark(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the summary of an evaluation says of its clip; those of earlier versions do not say where it came from."""
+    return {name: about[name] for name in ("source", "clip", "hash")} if isinstance(about.get("source"), dict) else {}
 
 
 def _check_synthetic(about: Mapping[str, Any], source: Path) -> None:
