@@ -21,10 +21,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dinotrack import DinotrackError, Video, cli
+from dinotrack import DinotrackError, Tracks, Video, cli, load_video
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.data.synthetic_benchmark import stored
 from dinotrack.methods.dino_tracker import DinoTracker
+from dinotrack.training import commands
 from dinotrack.training import weights_and_biases as wb
 from dinotrack.training.commands import run_command
 from dinotrack.training.config import compose_config
@@ -235,6 +236,34 @@ def test_pictures_can_be_switched_off_and_scalars_follow_the_interval(fit: Fit) 
     fit("logger=none", fake_logger(), *off)
     assert "log_image" not in MADE[-1].told
     assert [step for _, step in MADE[-1].told["log_metrics"]] == [3]
+
+
+class Still:
+    """A tracker of what does not move."""
+
+    def track(self, queries: torch.Tensor, **_: Any) -> Tracks:
+        seen = torch.ones(len(queries), 6)
+        return Tracks(queries, queries[:, None, 1:].repeat(1, 6, 1), seen.bool(), seen, (64, 48), 25.0)
+
+
+def test_a_fit_ends_with_an_overlay_for_loggers_that_show_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = list[tuple[str, list[str]]]()
+    monkeypatch.setattr(Fake, "log_video", lambda self, key, videos, **_: told.append((key, videos)), raising=False)
+    monkeypatch.setattr(commands, "fitted", lambda run: (None, Still()))
+    monkeypatch.setattr(commands, "scores_of", lambda *_: {})
+    small = ["video=synthetic", "synthetic.frames=6", "synthetic.size=[64,48]", "logger=none"]
+    fake = fake_logger()
+    for name, more in (("on", [fake]), ("off", [fake, "callbacks.pictures.every=0"]), ("none", [])):
+        (tmp_path / name).mkdir()
+        commands.fit_command(compose_config("fit", overrides=[*TINY, *small, *more]), tmp_path / name)
+    assert told == [("final/overlay", [str(tmp_path / "on" / "overlay.mp4")])]
+    assert len(load_video(tmp_path / "on" / "overlay.mp4")) == 6
+    assert not (tmp_path / "off" / "overlay.mp4").exists() and not (tmp_path / "none" / "overlay.mp4").exists()
+    monkeypatch.setattr(Still, "track", lambda *_: 1 / 0)
+    commands.fit_command(compose_config("fit", overrides=[*TINY, *small, fake]), tmp_path / "on")
+    assert "the final overlay failed (ZeroDivisionError" in caplog.text and len(told) == 1
 
 
 def test_pictures_that_fail_are_warned_of_once(

@@ -36,7 +36,8 @@ from dinotrack.training.config import budget_of, fixed_size, frame_side, pick_de
 from dinotrack.training.evaluating import log_scores, predict_clips, published_tracker
 from dinotrack.training.fit import prepare
 from dinotrack.training.jobs import check_objective, evaluation_folder
-from dinotrack.training.loggers import RunLoggers
+from dinotrack.training.loggers import RunLoggers, shows_videos
+from dinotrack.training.pictures import Pictures, final_overlay
 from dinotrack.training.planning import as_json, planned, show_plan
 from dinotrack.training.runs import (
     CHECKPOINT,
@@ -107,10 +108,20 @@ def fit_command(config: DictConfig, folder: Path) -> dict[str, Any]:
         run = Run(config, folder, video, truth, loggers)
         data, tracker = fitted(run)
         scores = scores_of(run, tracker, data)
-        loggers.results(plain(scores), None, folder / CHECKPOINT)
+        loggers.results(plain(scores), logged_overlay(run, tracker, loggers), folder / CHECKPOINT)
     write_summary(run, data)
     say(f"fitted; now: dinotrack track checkpoint={folder / CHECKPOINT} queries=grid:30")
     return scores
+
+
+def logged_overlay(run: Run, tracker: Tracker, loggers: RunLoggers) -> Path | None:
+    """The overlay that a fit ends with, where a logger shows videos and pictures are not switched off."""
+    entry = run.config.callbacks.get("pictures")
+    pictures = instantiate(entry) if entry and any(map(shows_videos, loggers.open())) else None
+    if not isinstance(pictures, Pictures) or not pictures.every:
+        return None
+    with run.stages.stage("render"):
+        return final_overlay(pictures, tracker, run.video, run.folder / "overlay.mp4")
 
 
 def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:

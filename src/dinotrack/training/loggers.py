@@ -124,10 +124,15 @@ def show_table(logger: Logger, key: str, columns: Sequence[str], rows: Sequence[
         logger.experiment.add_text(key, text)
 
 
+def shows_videos(logger: Logger) -> bool:
+    """Whether `show_video` has something to do."""
+    return hasattr(unguarded(logger), "log_video")
+
+
 def show_video(logger: Logger, key: str, path: Path) -> None:
-    """Hand a finished mp4 to W&B; TensorBoard would encode it again, as a GIF."""
-    if isinstance(logger, WandbLogger):
-        logger.log_video(key, [str(path)], format=["mp4"])
+    """Hand a finished mp4 to W&B, or what has its `log_video`; TensorBoard would encode it again, as a GIF."""
+    if shows_videos(logger):
+        logger.log_video(key, [str(path)], format=["mp4"])  # type: ignore[attr-defined]
 
 
 def keep_checkpoint(logger: Logger, path: Path) -> None:

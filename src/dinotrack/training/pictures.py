@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
@@ -17,7 +18,7 @@ from dinotrack.errors import DinotrackError
 from dinotrack.geometry import rescale
 from dinotrack.methods.dino_tracker import DinoTracker
 from dinotrack.structs import PIXELS, Video
-from dinotrack.trackers import check_queries
+from dinotrack.trackers import Tracker, check_queries
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.loggers import in_a_line, show_picture, shows_pictures
 from dinotrack.training.midway import as_it_is
@@ -27,6 +28,7 @@ from dinotrack.visualization import (
     compare_tracks,
     draw_matches,
     on_mask,
+    render_overlay,
     similarity_picture,
     spread,
     tile,
@@ -107,8 +109,7 @@ class Pictures(L.Callback):
         query = torch.tensor([[*self.query]]).float() if self.query is not None else middle(masks, video.size)
         source = int(query[0, 0])
         target = self.target if self.target is not None else (source + len(video) // 2) % len(video)
-        spacing = math.sqrt(video.size[0] * video.size[1] / self.points)
-        tracks = tracker.track(read_queries(f"grid:{max(1, round(spacing))}", video, frame=source))
+        tracks = tracker.track(coarse_grid(video, self.points, source))
         shown = list(dict.fromkeys((source, target, len(video) - 1)))
         found = tracker.track(query).xy[0]
         looks = [
@@ -124,6 +125,22 @@ class Pictures(L.Callback):
             "similarity": seen,
             "best_buddies": tile(rows, 1)[0],
         }
+
+
+def coarse_grid(video: Video, points: int, frame: int = 0) -> Float[Tensor, "n 3"]:
+    """A grid of queries in one frame, about so many."""
+    spacing = math.sqrt(video.size[0] * video.size[1] / points)
+    return read_queries(f"grid:{max(1, round(spacing))}", video, frame=frame)
+
+
+def final_overlay(pictures: Pictures, tracker: Tracker, video: Video, path: Path) -> Path | None:
+    """Tracks of the grid of `pictures/overlay` as an mp4; None, with a warning, where that fails: the fit is done."""
+    try:
+        render_overlay(video, tracker.track(coarse_grid(video, pictures.points)), path)
+    except Exception as error:
+        log.warning("the final overlay failed (%s); the fit is whole without", in_a_line(error))
+        return None
+    return path
 
 
 def middle(masks: Bool[Tensor, "t h w"], size: tuple[int, int]) -> Float[Tensor, "1 3"]:
