@@ -115,6 +115,11 @@ def test_files_hold_every_clip_and_the_tables(tmp_path: Path) -> None:
     assert f"| {mean:.1f} |" in text and "| middle |" in text and "| c2 |" in text
 
 
+def test_no_name_ends_a_cell() -> None:
+    text = markdown(["a|b", "reason"], [["1", "no|such\nfile"], ["2", ""]])
+    assert text == "| a\\|b | reason |\n| --- | --- |\n| 1 | no\\|such file |\n| 2 |  |\n"
+
+
 def test_a_clip_that_is_finished_meanwhile_is_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predicted(tmp_path, "a", truth(), tracks_off(truth()))
     read = scoreboard.clip_row

@@ -326,8 +326,11 @@ def test_seeds_are_averaged_with_their_standard_error() -> None:
 def test_the_report_says_bold_where_something_is() -> None:
     scores = page("it", grid(weight=[0.1, 1.0]))
     assert "\n\nThe best in bold.\n\n" in scores and scores.count("**1.0**") == 1
-    several = page("it", grid(weight=[0.1, 1.0], seed=[0, 1]))
+    several_jobs = grid(weight=[0.1, 1.0], seed=[0, 1])
+    several = page("it", several_jobs)
     assert "Mean ± standard error over seeds and clips; the best in bold." in several and "**2.5 ± 0.5**" in several
+    failed = replace(several_jobs[0], status="failed", reason="no a|b")
+    assert "| no a\\|b |" in page("it", [failed, *several_jobs[1:]])
     losses = page("it", [replace(job, scores={}, losses={"loss/total": 1.5}) for job in grid(weight=[0.1, 1.0])])
     assert "bold" not in losses and "**" not in losses and "Mean" not in losses and "| 1.5 |" in losses
 

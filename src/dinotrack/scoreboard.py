@@ -197,8 +197,9 @@ def headline(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[list
 
 
 def markdown(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [titles, ["---"] * len(titles), *cells]
+    """A table in Markdown; what would end a cell is spelt out."""
+    escaped = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in (titles, *cells)]
+    lines = [escaped[0], ["---"] * len(titles), *escaped[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

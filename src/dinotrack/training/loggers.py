@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from dinotrack.scoreboard import markdown
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -119,9 +121,7 @@ def show_table(logger: Logger, key: str, columns: Sequence[str], rows: Sequence[
     if isinstance(logger, WandbLogger):
         logger.log_table(key, columns=[*columns], data=[[*row] for row in rows])
     elif isinstance(logger, TensorBoardLogger):
-        lines = [columns, ["---"] * len(columns), *rows]
-        text = "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-        logger.experiment.add_text(key, text)
+        logger.experiment.add_text(key, markdown(columns, [[str(cell) for cell in line] for line in rows]))
 
 
 def shows_videos(logger: Logger) -> bool:

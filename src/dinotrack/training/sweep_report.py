@@ -158,9 +158,8 @@ def number(value: float, name: str) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """A swept value as a reader writes it; what would end a cell of a table is spelt out."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    """A swept value as a reader writes it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def said(values: dict[str, Any]) -> str:
