@@ -1,12 +1,14 @@
 """Multiruns: the words that Hydra gets, what jobs leave behind, and the report, against the jobs' own files."""
 
 import csv
+import io
 import json
 import math
 import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,7 @@ def test_a_plugin_that_is_not_there_is_named_with_its_extra(monkeypatch: pytest.
         (["sweep=lamdas"], "the config cannot be composed"),
         (["-m", "seed=[1"], "an override cannot be read"),
         (["videos=nowhere"], "no clips in nowhere"),
+        (["-m", "--cfg", "job", "seed=1,2"], "--cfg shows what one job would have"),
         (["videos=nowhere", "video=x"], "in place of video="),
         (["videos=tests/*.py", "masks=m"], "masks=m is of one video, videos=tests/*.py are"),
         (["videos=tests/*.py", "queries=points.csv"], "queries=points.csv is of one video, videos=tests/*.py are"),
@@ -211,9 +214,17 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two weights, of which one is none."""
     folder = tmp_path_factory.mktemp("sweep") / "it"
     options = [f"hydra.sweep.dir={folder}", f"cache_dir={folder.parent / 'cache'}"]
-    with pytest.raises(SystemExit):
+    said = io.StringIO()
+    with redirect_stderr(said), pytest.raises(SystemExit):
         cli.main(["fit", "-m", *TINY, "losses.best_buddy.weight=1e-4,nonsense", "seed=0,1", *options])
+    (folder.parent / "said").write_text(said.getvalue())
     return folder
+
+
+def test_a_multirun_whose_jobs_fail_ends_without_a_traceback(swept: Path) -> None:
+    said = (swept.parent / "said").read_text()
+    assert "dinotrack: this job failed, its reason stands above" in said and "nonsense" in said
+    assert "Traceback" not in said
 
 
 def test_the_report_repeats_the_jobs_own_files(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,6 +302,7 @@ def test_a_folder_without_jobs_and_a_damaged_record_get_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert report_of(tmp_path) == 2 and "holds no jobs of a sweep" in capsys.readouterr().err
+    assert report_of(tmp_path / "nothere") == 2 and "there is no folder" in capsys.readouterr().err
     (tmp_path / "job.json").write_text("{")
     assert report_of(tmp_path) == 2 and "is damaged" in capsys.readouterr().err
 

@@ -86,6 +86,7 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
     """Run a command under Hydra, which reads the overrides from `sys.argv`."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import CompactHydraException
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
@@ -117,7 +118,9 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
         finally:
             remove_empty(folder, before)
         if code == DinotrackError.exit_code and hydra_config.mode == RunMode.MULTIRUN:
-            raise DinotrackError("this job failed, its reason stands above")
+            raise CompactHydraException(
+                "dinotrack: this job failed, its reason stands above"
+            )  # Hydra says no more of it
         if code:
             sys.exit(code)
         return returned[0]

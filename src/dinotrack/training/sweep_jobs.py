@@ -64,6 +64,10 @@ def read_jobs(folder: Path) -> list[Job]:
     Raises:
         DinotrackError: when there is none, or a record is damaged.
     """
+    if not folder.is_dir():
+        raise DinotrackError(
+            f"there is no folder {folder}; give that of a multirun, as runs/fit-sweep/2025-01-31_12-00-00"
+        )
     records = [*folder.rglob(RECORD), *folder.rglob(f"{RECORDS}/*.json")]
     jobs = [read_job(path, folder) for path in records]
     known = {asked(job.overrides, job.values) for job in jobs}

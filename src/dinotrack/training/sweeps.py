@@ -20,6 +20,8 @@ from dinotrack.training.jobs import RECORDED
 from dinotrack.training.words import quoted
 
 MULTIRUN = ("-m", "--multirun")
+SHOWS = ("--cfg", "-c", "--info", "-i")
+"""Flags of Hydra's that show something in place of a run."""
 CHOOSERS = ("sweep=", "hydra/sweeper=", "videos=")
 """Words that ask for many jobs."""
 OF_VIDEOS = ("run", "fit", "preprocess")
@@ -49,6 +51,9 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
     asked = command == "ablate" or any(word.startswith(CHOOSERS) and not word.endswith("=null") for word in words)
     if not any(word in MULTIRUN for word in words) and (not asked or any(word.startswith("-") for word in words)):
         return list(words)
+    shown = [word for word in words if word.partition("=")[0] in SHOWS]
+    if shown:
+        raise DinotrackError(f"{shown[0]} shows what one job would have, -m begins many; leave one of them out")
     # Hydra reads the mode in a config too late to let lists on the command line through; and its parser of the command line wants
     # the overrides in one row.
     words = ["--multirun", *one_video_a_job(command, [word for word in words if word not in MULTIRUN])]
