@@ -246,7 +246,7 @@ def test_import_pulls_in_neither_lightning_nor_hydra() -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     call("--help")
     text = capsys.readouterr().out
-    assert all(name in text for name in [*cli.HYDRA_COMMANDS, *cli.TOOLS])
+    assert all(f"  {name} " in text for name in [*cli.HYDRA_COMMANDS, *cli.TOOLS])
 
 
 def test_unknown_command_is_named() -> None:

@@ -78,7 +78,9 @@ def tool(name: str) -> Callable[[Sequence[str]], None]:
 
 
 def usage() -> str:
-    lines = [f"  {name:<14}{what}" for name, what in {**HYDRA_COMMANDS, **TOOLS}.items()]
+    commands = {**HYDRA_COMMANDS, **TOOLS}
+    width = 2 + max(map(len, commands))
+    lines = [f"  {name:<{width}}{what}" for name, what in commands.items()]
     return USAGE.format(version=__version__, commands="\n".join(lines))
 
 
