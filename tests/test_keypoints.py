@@ -338,7 +338,9 @@ def test_blender_pixel_centres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_blender_script_chooses_its_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     save_blender(tracks(1), tmp_path / "a.py")
-    assert run_in_blender(tmp_path / "a.py", monkeypatch, ("--", "clip.mp4"), opened=0).loaded == ["clip.mp4"]
+    monkeypatch.chdir(tmp_path)
+    loaded = run_in_blender(tmp_path / "a.py", monkeypatch, ("--", "clip.mp4"), opened=0).loaded
+    assert loaded == [str(tmp_path / "clip.mp4")]
     with pytest.raises(RuntimeError, match="2 movie clips are open"):
         run_in_blender(tmp_path / "a.py", monkeypatch, opened=2)
     run_in_blender(tmp_path / "a.py", monkeypatch, size=(160, 120))  # a proxy or an upscaled clip: shares stay

@@ -24,6 +24,7 @@ or open it in the Text Editor and run it: it takes the scene's active clip, or t
 """
 
 import json
+import os
 import sys
 
 import bpy
@@ -35,7 +36,7 @@ def find_clip():
     """The clip that is named after -- on the command line, the scene's active one, or the only one."""
     words = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
     if words:
-        return bpy.data.movieclips.load(words[0])
+        return bpy.data.movieclips.load(os.path.abspath(words[0]))  # a saved scene is opened from elsewhere
     clips = list(bpy.data.movieclips)
     clip = bpy.context.scene.active_clip or (clips[0] if len(clips) == 1 else None)
     if clip is None:
