@@ -622,7 +622,7 @@ def test_a_sweep_names_and_groups_its_runs(tmp_path: Path, monkeypatch: pytest.M
         jobs.append(wb.named(str(folder), config.logger.wandb.name, config.logger.wandb.group))
 
     monkeypatch.setattr("dinotrack.training.commands.fit_command", note)
-    words = ["fit", "-m", "video=x", "seed=1,2", "cache_dir=c", "logger.wandb.timeout=3"]
+    words = ["fit", "-m", "video=x", "seed=1,2", "cache_dir=c", "logger.wandb.timeout=3", "+benchmark.of=2"]
     cli.main([*words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     group = str(tmp_path / "sweep")[-wb.LONGEST :]
     assert jobs == [{"name": f"video=x seed={seed}", "group": group} for seed in (1, 2)]

@@ -360,13 +360,20 @@ def test_small_values_and_losses_are_written_in_full(tmp_path: Path, monkeypatch
     assert {(row["aj"], row["seconds_fit"]) for row in rows} == {("33.3333", "0.3333")}
 
 
-def test_what_a_plot_shows(tmp_path: Path) -> None:
+def test_what_a_plot_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn, bars = Axes.errorbar, list[float]()
+    monkeypatch.setattr(
+        Axes, "errorbar", lambda self, x, y, e, **more: (bars.extend(e), drawn(self, x, y, e, **more))[1]
+    )
     for jobs in (grid(a=[1, 2], b=["x", "y"]), grid(a=[1, 2], b=[0, 1e-4, 1e-2], c=[True, False]), grid(a=[None, 2])):
         (tmp_path / "report").unlink(missing_ok=True)
         from dinotrack.training.sweep_plot import save_plot
 
         save_plot(jobs, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert bars and all(math.isnan(bar) for bar in bars), "a single job has no bar"
     assert is_grid(grid(a=[1, 2], b=[3, 4]), ["a", "b"])
     search = [Job(str(n), {"a": n, "b": -n}) for n in range(3)]
     assert swept_in(search) == ["a", "b"] and not is_grid(search, ["a", "b"])

@@ -115,7 +115,8 @@ def draw(axis: Any, points: Sequence[Point], metric: str, name: str, swept: Sequ
     for each in choices(points, other) if other else [None]:
         line = [point for point in drawn if not other or str(point.values[other]) == str(each)]
         xs, means, errors = curve(line, metric, name, places)
-        axis.errorbar(xs, means, errors, marker="o", ms=4, lw=1.3, capsize=3, label=shown_value(each))
+        bars = [error or math.nan for error in errors]  # of a single job there is none
+        axis.errorbar(xs, means, bars, marker="o", ms=4, lw=1.3, capsize=3, label=shown_value(each))
 
 
 def curve(

@@ -150,7 +150,7 @@ def tell_where(run: "Run", why: str, *, expected: bool) -> None:
     log.log(logging.INFO if expected or not why else logging.WARNING, "%s", line)
 
 
-UNNAMED = ("cache_dir=", "logger", "swept=", "layers=", "facets=", "threads=")
+UNNAMED = ("cache_dir=", "logger", "swept=", "layers=", "facets=", "threads=", "benchmark.of=")
 """Overrides of a job that say nothing of what is tried."""
 
 
@@ -159,7 +159,7 @@ def named(save_dir: str, name: str | None, group: str | None) -> dict[str, str |
     folder = Path(save_dir).absolute().name
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         hydra = HydraConfig.get()
-        words = [word for word in hydra.overrides.task if not word.startswith(UNNAMED)]
+        words = [word for word in hydra.overrides.task if not word.lstrip("+").startswith(UNNAMED)]
         folder, group = " ".join(words) or folder, group or str(hydra.sweep.dir)
     return {"name": (name or folder)[:LONGEST], "group": group[-LONGEST:] if group else None}
 
