@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dinotrack import DinotrackError, cli
 from dinotrack.data.synthetic import synthetic_clip
@@ -109,6 +110,12 @@ def test_a_multirun_lists_the_clips_unless_some_are_named(davis: Path) -> None:
     clips = ["benchmark.clip='clip0','clip1','clip2'", "benchmark.of=3"]
     assert one_clip_a_job(asked) == ["-m", *clips, *asked[1:]]
     assert one_clip_a_job([*asked[1:], "-m"])[0].startswith("benchmark.clip=")
+    odd = type("Odd", (), {"names": lambda self: ["it's", "a,b", "${x}"]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dinotrack.training.evaluating.benchmark_of", lambda config: odd())
+        [given] = OverridesParser.create().parse_overrides(one_clip_a_job(asked)[1:2])
+    each = [f"x={value}" for value in given.sweep_string_iterator()]
+    assert [one.value() for one in OverridesParser.create().parse_overrides(each)] == ["it's", "a,b", "\\${x}"]
     named = [*asked, "benchmark.clip=clip0,clip2"]
     assert one_clip_a_job(named) == named
     assert one_clip_a_job(["-m", "benchmark=synthetic", "benchmark.subset=four"])[1].count(",") == 3

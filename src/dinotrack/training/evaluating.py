@@ -31,6 +31,7 @@ from dinotrack.training.loggers import RunLoggers
 from dinotrack.training.runs import CHECKPOINT, Run, save_config, say
 from dinotrack.training.stopping import RESUME
 from dinotrack.training.unfitted import UNFITTED
+from dinotrack.training.words import quoted
 
 log = logging.getLogger(__name__)
 
@@ -262,5 +263,5 @@ def one_clip_a_job(words: Sequence[str]) -> list[str]:
     names = benchmark_of(compose_config("evaluate", overrides=lines)).names()
     # Beside the other overrides: the parser of the command line wants them in one row.
     place = next((index for index, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-    clips = "benchmark.clip=" + ",".join(f"'{name}'" for name in names)
+    clips = "benchmark.clip=" + ",".join(quoted(name) for name in names)
     return [*words[:place], clips, f"benchmark.of={len(names)}", *words[place:]]
