@@ -609,6 +609,10 @@ def test_an_unknown_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     with pytest.raises(DinotrackError, match=r"'sometimes' is none of .*offline"):
         wb.open_wandb(str(tmp_path))
+    typed = compose_config("fit", overrides=["video=x", "logger.wandb.mode=offlin"])
+    with pytest.raises(DinotrackError, match=r"'offlin' is none of .*offline"):
+        RunLoggers(typed, tmp_path)  # not first when a fit begins, where loggers may fail
+    RunLoggers(compose_config("fit", overrides=["video=x", "logger=[wandb,tensorboard]"]), tmp_path)
 
 
 def test_a_sweep_names_and_groups_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

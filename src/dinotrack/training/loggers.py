@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dinotrack.scoreboard import markdown
+from dinotrack.training.weights_and_biases import check_mode
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -149,6 +150,9 @@ class RunLoggers:
     """
 
     def __init__(self, config: DictConfig, folder: Path | None, name: str | None = None) -> None:
+        for entry in (config.logger or {}).values():
+            if "mode" in entry and str(entry.get("_target_")).endswith("open_wandb"):
+                check_mode(entry.mode)
         self.config, self.folder, self.name = config, folder, name
         self.opened: list[Guarded] | None = None
 

@@ -50,9 +50,7 @@ def open_wandb(
     Raises:
         DinotrackError: for a mode that there is not.
     """
-    asked = os.environ.get("WANDB_MODE") or "auto" if mode == "auto" else mode
-    if asked not in MODES:
-        raise DinotrackError(f"W&B mode {asked!r} is none of {', '.join(MODES)}")
+    asked = check_mode(os.environ.get("WANDB_MODE") or "auto" if mode == "auto" else mode)
     if MODES[asked] == "disabled":
         log.info("W&B: disabled")
         return None
@@ -92,6 +90,17 @@ def started(mode: str, timeout: float, upload_timeout: float, options: dict[str,
 NOT_LOGGED_IN = "not logged in"
 CLOUD = ("wandb.ai", "coreweave.com")
 """Hosts of W&B's own servers, for all of which a key of api.wandb.ai counts."""
+
+
+def check_mode(mode: str) -> str:
+    """A mode that there is.
+
+    Raises:
+        DinotrackError: for another.
+    """
+    if mode not in MODES:
+        raise DinotrackError(f"W&B mode {mode!r} is none of {', '.join(MODES)}")
+    return mode
 
 
 def reason_for_offline(asked: str, server: str, timeout: float) -> str:
