@@ -197,6 +197,8 @@ def make_trainer(
     quiet_lightning()
     device = pick_device(config.device)
     options: dict[str, Any] = {"callbacks": callbacks, "logger": [*loggers] or False, "max_steps": steps}
+    if 0 < steps < config.trainer.log_every_n_steps:
+        options["log_every_n_steps"] = steps  # else a short fit would log nothing
     if config.trainer.deterministic == "auto":
         # On the CPU it costs nothing, and two runs are equal to the bit; on CUDA some backward passes have no such form.
         options["deterministic"] = device.type == "cpu"
