@@ -283,6 +283,14 @@ def test_view_writes_a_page_into_the_run_folder(run_folder: Path, capsys: pytest
     assert (data["title"], data["sets"][0]["name"], len(pictures)) == ("synthetic video", "run", 5)
 
 
+def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    name = b"a\xff.mp4".decode("utf-8", "surrogateescape")  # as Python has what a file system says
+    write_view(video(path=name), [TrackSet(name, tracks())], tmp_path / "view.html")
+    data, _, _ = parsed(tmp_path / "view.html")
+    assert (data["title"], data["sets"][0]["name"]) == (name, name)
+    assert "<title>a?.mp4" in (tmp_path / "view.html").read_text(encoding="utf-8")
+
+
 def test_view_takes_a_file_another_to_compare_and_objects(run_folder: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other")
     np.save(tmp_path / "labels.npy", np.arange(4))

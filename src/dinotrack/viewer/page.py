@@ -87,7 +87,8 @@ def write_view(
     head, tail = page.split(FRAMES)
 
     def write(name: Path) -> None:
-        with name.open("w", encoding="utf-8", newline="\n") as file:
+        # A file's name may be no text at all: what of it is none becomes a question mark.
+        with name.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.write(head)
             _write_frames(file, progress(list(video.frames), "view"), _kept_size(video.frame_size, max_side), quality)
             file.write(tail)
