@@ -31,6 +31,26 @@ class Timeline {
       this.drawBars(chosen, 2, split - 6);
       this.drawCurves(chosen.slice(0, CURVES), split, this.height - 3);
     } else this.drawSummary(split);
+    this.note = chosen.length ? this.leftOut(chosen) : "";
+    this.drawNote(split);
+  }
+
+  /** What is not drawn of many chosen points. */
+  leftOut(chosen) {
+    const bars = this.rows(chosen).length, parts = [];
+    if (bars > ROWS) parts.push(`${ROWS} of ${bars} bars`);
+    if (chosen.length > CURVES) parts.push(`curves of ${CURVES} of ${chosen.length} points`);
+    return parts.join(", ");
+  }
+
+  drawNote(split) {
+    const ctx = this.ctx;
+    this.canvas.title = this.note;
+    ctx.font = "11px system-ui, sans-serif";
+    ctx.textAlign = "right";
+    ctx.textBaseline = "top";
+    ctx.fillStyle = "#dfe6f0";
+    ctx.fillText(this.note, this.width - EDGE, split + 3);
   }
 
   /** The sets that are shown, in one pane or two. */
@@ -50,10 +70,14 @@ class Timeline {
     ctx.stroke();
   }
 
+  /** Each chosen point in each file that has it. */
+  rows(chosen) {
+    return this.sets().flatMap((set) => chosen.filter((n) => set.has(n)).map((n) => [set, n]));
+  }
+
   /** A bar for each chosen point and file: bright where visible, dark where occluded. */
   drawBars(chosen, top, bottom) {
-    const rows = this.sets().flatMap((set) => chosen.filter((n) => set.has(n)).map((n) => [set, n]));
-    const shown = rows.slice(0, ROWS), height = Math.min((bottom - top) / Math.max(shown.length, 1), 14);
+    const shown = this.rows(chosen).slice(0, ROWS), height = Math.min((bottom - top) / Math.max(shown.length, 1), 14);
     shown.forEach(([set, n], k) => this.drawBar(set, n, top + k * height, height - (height > 3 ? 1.5 : 0)));
   }
 
