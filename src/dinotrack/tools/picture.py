@@ -150,7 +150,8 @@ def similarity(run: FittedRun, options: argparse.Namespace) -> None:
     asked = torch.tensor(options.query)
     check_queries(asked[None], len(run.video), run.video.size)
     chosen = options.frames or (range(len(run.video)) if is_video(options.output) else [len(run.video) // 2])
-    write(similarity_picture(run.video, asked, looks_of(run, asked), chosen, progress=shown), options.output, run)
+    drawn = similarity_picture(run.video, asked, looks_of(run, asked), chosen, progress=shown)
+    write(drawn, options.output, run, chosen)
 
 
 def looks_of(run: FittedRun, asked: Float[Tensor, "3"]) -> list[Look]:
@@ -204,16 +205,16 @@ def pca(run: FittedRun, options: argparse.Namespace) -> None:
     panels = {"video": resize_frames(run.video.frames[chosen], size)}
     for name, features in (("raw features", run.raw), ("refined features", run.tracker.features)):
         panels[name] = pca_frames(features, size)[chosen]
-    write(tile([titled(frames, name) for name, frames in panels.items()]), options.output, run)
+    write(tile([titled(frames, name) for name, frames in panels.items()]), options.output, run, chosen)
 
 
 def is_video(output: Path) -> bool:
     return output.suffix.lower() == ".mp4"
 
 
-def write(frames: UInt8[Tensor, "t 3 h w"], output: Path, run: FittedRun) -> None:
-    """Frames as a video, or below one another as one picture."""
+def write(frames: UInt8[Tensor, "t 3 h w"], output: Path, run: FittedRun, chosen: Sequence[int]) -> None:
+    """Frames as a video, or below one another as one picture, where several say which they are."""
     if is_video(output):
         save_video(frames, output, run.video.fps)
     else:
-        save_png(frames_in_a_row(frames, 1), output)
+        save_png(frames_in_a_row(frames, 1, chosen if len(chosen) > 1 else ()), output)

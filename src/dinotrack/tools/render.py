@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.output.suffix.lower() == ".png":
         chosen = options.frames or evenly(len(video))
         drawn = compare_tracks(video, tracks, options.title, **marks, frames=chosen, columns=options.columns)
-        save_png(frames_in_a_row(drawn, sheet_columns(len(chosen))), options.output)
+        save_png(frames_in_a_row(drawn, sheet_columns(len(chosen)), chosen), options.output)
     elif options.compare or options.title or options.frames:
         picked = {"frames": options.frames, "columns": options.columns, "progress": shown}
         save_video(compare_tracks(video, tracks, options.title, **marks, **picked), options.output, video.fps)

@@ -121,7 +121,7 @@ class Pictures(L.Callback):
         panel = panel_size(video.size, len(shown), widest=WIDEST)[0]
         overlay = compare_tracks(video, [tracks], frames=shown, widest=panel)
         return {
-            "overlay": frames_in_a_row(overlay, len(shown)),
+            "overlay": frames_in_a_row(overlay, len(shown), shown),
             "similarity": seen,
             "best_buddies": tile(rows, 1)[0],
         }

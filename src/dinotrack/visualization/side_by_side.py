@@ -51,8 +51,13 @@ def compare_tracks(
     return tile(panels, columns)
 
 
-def frames_in_a_row(frames: UInt8[Tensor, "t 3 h w"], columns: int) -> UInt8[Tensor, "3 h2 w2"]:
-    """All frames as one picture, row by row, the last row filled up."""
+def frames_in_a_row(
+    frames: UInt8[Tensor, "t 3 h w"], columns: int, numbers: Sequence[int] = ()
+) -> UInt8[Tensor, "3 h2 w2"]:
+    """All frames as one picture, row by row, the last row filled up; with `numbers` each says above it which it is."""
+    if numbers:
+        bars = [titled(frame[None], f"frame {t}") for frame, t in zip(frames, numbers, strict=True)]
+        frames = torch.cat(bars)
     missing = -len(frames) % min(columns, len(frames))
     filled = torch.cat([frames, frames.new_full((missing, *frames.shape[1:]), 24)])
     return tile([frame[None] for frame in filled], columns)[0]
