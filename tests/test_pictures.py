@@ -528,14 +528,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_pictures_of_a_run_folder(run: Path, tmp_path: Path):
+def test_pictures_of_a_run_folder(run: Path, tmp_path: Path, capsys: Any):
     call("picture", "similarity", run, tmp_path / "s.png", "--query", "0,30.5,20", "--frames", "4", "--device", "cpu")
     width, height = Image.open(tmp_path / "s.png").size
     assert width == 3 * 320 + 8
     assert height > 240
     call("picture", "best-buddies", run, tmp_path / "b.png", "--kind", "tracklets", "--kind", "refined", "--foreground")
     assert Image.open(tmp_path / "b.png").size[0] == 2 * 320 + 4
-    call("picture", "pca", run / "tracker.ckpt", tmp_path / "p.mp4", "--device", "cpu")
+    assert "their pass is made again" not in capsys.readouterr().err
+    other = tmp_path / "cache"
+    call("picture", "pca", run / "tracker.ckpt", tmp_path / "p.mp4", "--device", "cpu", "--cache", other)
+    assert f"the features are not in {other}: their pass is made again" in capsys.readouterr().err
     about, frames = decoded(tmp_path / "p.mp4")
     assert about[:3] == ("h264", "yuv420p", 3 * 320 + 8)
     assert len(frames) == 6

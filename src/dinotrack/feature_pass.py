@@ -59,6 +59,10 @@ class FeaturePass:
             found = stored(FeatureMap, entry)  # another process may have made the pass meanwhile
             return self.run(saliency) if found is None else found
 
+    def is_cached(self) -> bool:
+        """Whether there is an entry of the features, so that no pass is made unless it is damaged."""
+        return self.entry("features", self.backbone.settings).path.exists()
+
     def saliency(self, features: FeatureMap) -> Bool[Tensor, "t h2 w2"]:
         """Foreground by the saliency of the backbone's last layer (§3), cached; `features` are this backbone's."""
         final = self.backbone.final()

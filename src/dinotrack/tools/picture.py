@@ -1,6 +1,7 @@
 """`dinotrack picture similarity | best-buddies | pca RUN OUTPUT [options]`: what the features of a finished fit see."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from dinotrack.correspondences import saliency_masks
 from dinotrack.data import open_described
 from dinotrack.data.video import load_masks
 from dinotrack.errors import DinotrackError
-from dinotrack.feature_pass import video_features
+from dinotrack.feature_pass import FeaturePass
 from dinotrack.geometry import resize_frames
 from dinotrack.growing import placed
 from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
@@ -77,7 +78,13 @@ class FittedRun:
         opened = open_described({**about["video"], "path": video} if video else about["video"])
         backbone: Backbone = build_backbone(about["backbone"]).to(common["device"])
         frames = working_frames(opened, backbone.stride, size=tuple(about["working_size"]))
-        raw = video_features(opened, frames, backbone, cache or default_cache(), **common)
+        made = FeaturePass(opened, frames, backbone, cache or default_cache(), **common)
+        if not made.is_cached():
+            print(
+                f"the features are not in {made.cache}: their pass is made again, unless --cache says where they are",
+                file=sys.stderr,
+            )
+        raw = made.features()
         tracker = load_dino_tracker(path, opened, backbone=backbone, cache=cache, **common)
         return cls(path.parent, opened, placed(raw, common["device"]), tracker, cache)
 
@@ -135,7 +142,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         each.add_argument("output", type=Path, nargs="?", default=Path(default), help=f"default: {default}")
         each.add_argument("--video", help="where the video is now, if it has moved")
         each.add_argument("--device", default="auto", help="auto, cpu or cuda")
-        each.add_argument("--cache", type=Path, help="default: $DINOTRACK_CACHE, or dinotrack in your cache folder")
+        kept = "default: $DINOTRACK_CACHE, or dinotrack in your cache folder, not the run's cache_dir"
+        each.add_argument("--cache", type=Path, help=kept)
     options = parser.parse_args(arguments)
     allowed = (".png",) if options.kind == "best-buddies" else (".png", ".mp4")
     if options.kind == "best-buddies" and options.count < 1:
