@@ -20,7 +20,7 @@ from dinotrack.data.synthetic_benchmark import stored
 from dinotrack.methods.dino_tracker import read_checkpoint
 from dinotrack.methods.published import export_checkpoint
 from dinotrack.sealed import forget_checks
-from dinotrack.training.evaluating import one_clip_a_job
+from dinotrack.training.evaluating import first_to_log, one_clip_a_job
 from dinotrack.viewer import open_sources
 
 SIZE = (64, 48)
@@ -103,6 +103,12 @@ def test_clips_by_name_in_several_jobs_make_one_table(
     assert "1 of 3 clips are done; meanwhile, dinotrack score" in out and out.count("scores.csv has each") == 1
     cli.main(words(davis, tmp_path / "named", *RAW, "benchmark.clip=[clip2,clip0]"))
     assert [row["clip"] for row in scores(tmp_path / "named")] == ["clip0", "clip2"]
+
+
+def test_of_jobs_that_end_at_once_one_tells_the_loggers(tmp_path: Path) -> None:
+    rows = [{"clip": "a", "aj": 1.0}, {"clip": "b", "aj": float("nan")}]
+    assert [first_to_log(tmp_path / "x", rows) for _ in range(3)] == [True, False, False]
+    assert first_to_log(tmp_path / "x", [{**rows[0], "aj": 2.0}]), "these are others"
 
 
 def test_a_multirun_lists_the_clips_unless_some_are_named(davis: Path) -> None:

@@ -33,7 +33,7 @@ from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
 from dinotrack.training.chrono_command import train_chrono_command  # noqa: F401  (the command line asks for it here)
 from dinotrack.training.config import budget_of, fixed_size, frame_side, pick_device
-from dinotrack.training.evaluating import log_scores, predict_clips, published_tracker
+from dinotrack.training.evaluating import first_to_log, log_scores, predict_clips, published_tracker
 from dinotrack.training.fit import prepare
 from dinotrack.training.jobs import check_objective, evaluation_folder
 from dinotrack.training.loggers import RunLoggers, shows_videos
@@ -264,6 +264,6 @@ def evaluate_command(config: DictConfig, _: Path) -> dict[str, Any]:
         elif done:
             [rows] = compare([folder])
             say(f"{folder / CSV} has each of the {done} clips that are done, {folder / MARKDOWN} the tables")
-    if rows:
+    if rows and (not config.benchmark.of or first_to_log(folder, rows)):
         log_scores(config, folder, rows)
     return {config.method.name: means_of(rows or rows_of(folder))} if config.objective else {}

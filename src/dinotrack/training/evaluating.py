@@ -27,6 +27,7 @@ from dinotrack.structs import Tracks
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import settings_of
 from dinotrack.training.config import budget_of, compose_config, fixed_size, pick_device
+from dinotrack.training.jobs import RECORDS
 from dinotrack.training.loggers import RunLoggers
 from dinotrack.training.runs import CHECKPOINT, Run, save_config, say
 from dinotrack.training.stopping import RESUME
@@ -198,6 +199,18 @@ def tidy(config: DictConfig, folder: Path) -> None:
     """Remove from a finished clip's folder what is no longer needed."""
     for name in [RESUME] if config.save_tracker else [RESUME, CHECKPOINT]:
         (folder / name).unlink(missing_ok=True)
+
+
+def first_to_log(folder: Path, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether no other job has told loggers these rows: two that end at once both see that all clips are done."""
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    mark = folder / RECORDS / f".logged-{digest}"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def log_scores(config: DictConfig, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
