@@ -416,7 +416,7 @@ def test_json_whose_numbers_do_not_tell_points_apart(tmp_path: Path):
     good = (tmp_path / "a.json").read_text()
     for wrong in ('"id": 0', '"id": "1"', '"id": null', '"id": -3'):
         (tmp_path / "b.json").write_text(good.replace('"id": 1', wrong))
-        with pytest.raises(DinotrackError, match=r"ids \[0, (0|-3), 2\]|is damaged"):
+        with pytest.raises(DinotrackError, match=r"b.json (has points \[0, (0|-3), 2\]|is damaged)"):
             load_json(tmp_path / "b.json")
 
 

@@ -120,9 +120,8 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
         finally:
             remove_empty(folder, before)
         if code == DinotrackError.exit_code and hydra_config.mode == RunMode.MULTIRUN:
-            raise CompactHydraException(
-                "dinotrack: this job failed, its reason stands above"
-            )  # Hydra says no more of it
+            # Hydra prints what an exception of this kind says, and no traceback.
+            raise CompactHydraException("dinotrack: this job failed, its reason stands above")
         if code:
             sys.exit(code)
         return returned[0]

@@ -89,9 +89,10 @@ def load_numbered_json(path: str | os.PathLike[str]) -> tuple[Tracks, list[int],
         about = " version ".join(repr(each)[:40] for each in found)
         raise DinotrackError(f"{path} is {about}; expected {FORMAT} version {VERSION}")
     try:
-        tracks = _tracks(content, path)
-        numbers = [_whole(point["id"]) for point in content["points"]]
-        return tracks, point_ids(tracks, numbers), _whole(content["first_frame"])
+        tracks, numbers = _tracks(content, path), [_whole(point["id"]) for point in content["points"]]
+        if len(set(numbers)) < len(numbers) or min(numbers, default=0) < 0:
+            raise DinotrackError(f"{path} has points {numbers[:8]}; expected a different number from 0 for each")
+        return tracks, numbers, _whole(content["first_frame"])
     except DinotrackError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:

@@ -151,8 +151,8 @@ class RunLoggers:
 
     def __init__(self, config: DictConfig, folder: Path | None, name: str | None = None) -> None:
         for entry in (config.logger or {}).values():
-            if "mode" in entry and str(entry.get("_target_")).endswith("open_wandb"):
-                check_mode(entry.mode)
+            if OmegaConf.is_dict(entry) and str(entry.get("_target_")).endswith(".open_wandb"):
+                check_mode(str(entry.get("mode", "auto")))
         self.config, self.folder, self.name = config, folder, name
         self.opened: list[Guarded] | None = None
 

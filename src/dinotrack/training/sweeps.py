@@ -20,7 +20,7 @@ from dinotrack.training.jobs import RECORDED
 from dinotrack.training.words import quoted
 
 MULTIRUN = ("-m", "--multirun")
-SHOWS = ("--cfg", "-c", "--info", "-i")
+SHOWS = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help")
 """Flags of Hydra's that show something in place of a run."""
 CHOOSERS = ("sweep=", "hydra/sweeper=", "videos=")
 """Words that ask for many jobs."""

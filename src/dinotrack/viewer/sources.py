@@ -45,7 +45,9 @@ def open_sources(
         _check_place(place, sources[0], moved=video is None)
         first = int(about.get("start") or 0) if start is None else start
         stop = first + sets[0].tracks.xy.shape[1]
-        opened = open_video(place, start=first, stop=stop, max_side=about.get("max_side") if about else max_side)
+        opened = open_video(
+            place, start=first, stop=stop, max_side=about.get("max_side") if "path" in about else max_side
+        )
     for each in sets:
         _check_fit(opened, each)
     for source in sources:
