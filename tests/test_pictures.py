@@ -398,11 +398,11 @@ def test_render_shows_errors_in_a_picture(files: Path):
         "0,2,3",
     )
     picture = torch.from_numpy(np.array(Image.open(files / "out.png"))).permute(2, 0, 1)
-    bar = titled(clip(1).frames, "x").shape[2] - 480
+    bar = titled(clip(2).frames, "x").shape[2] - 480
     assert picture.shape == (3, 2 * (480 + bar) + 4, 2 * 640 + 4)
     bars = [picture[:, top : top + bar, left : left + 640] for left, top in ((0, 0), (644, 0), (0, 484 + bar))]
     for k, t in enumerate((0, 2, 3)):
-        assert torch.equal(bars[k], titled(clip(1).frames, f"frame {t}")[0, :, :bar])
+        assert torch.equal(bars[k], titled(clip(2).frames, f"frame {t}")[0, :, :bar])
     for left, top in ((0, 0), (644, 0), (0, 484 + bar)):
         r, g, b = picture[:, bar + top + 250, left + 150].tolist()  # halfway between (100, 200) and (200, 300)
         assert r > 150 > max(g, b)

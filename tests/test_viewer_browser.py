@@ -195,11 +195,11 @@ def test_arrows_choose_points_without_a_mouse(view: Open) -> None:
     for key, chosen in (("ArrowDown", [0]), ("ArrowDown", [1]), ("ArrowUp", [0]), ("ArrowUp", [19]), ("Escape", [])):
         page.keyboard.press(key)
         assert page.evaluate("viewer.chosen") == chosen
-    until(page, "viewer.timeline.note === ''")
+    until(page, "viewer.note === ''")
     page.keyboard.press("a")
     assert page.evaluate("viewer.chosen") == list(range(20))
-    until(page, "viewer.timeline.note === 'curves of 8 of 20 points'")
-    many = "viewer.timeline.leftOut([...Array(20).keys(), ...Array(25).keys()].map((n) => n % 20))"
+    until(page, "viewer.note === 'curves of 8 of 20 points'")
+    many = "viewer.leftOut([...Array(20).keys(), ...Array(25).keys()].map((n) => n % 20))"
     assert page.evaluate(many) == "40 of 45 bars, curves of 8 of 45 points"
 
 

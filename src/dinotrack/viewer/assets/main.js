@@ -236,6 +236,8 @@ function expose(viewer) {
     get shown() { return viewer.shown; },
     get playing() { return viewer.player.playing; },
     get chosen() { return [...viewer.chosen]; },
+    get note() { return viewer.timeline.note; },
+    leftOut(chosen) { return viewer.timeline.leftOut(chosen); },
     get held() { return viewer.frames.decoded.size; },
     get draws() { return viewer.drawing.drawn; },
     get times() { return viewer.drawing.times.filter(Number.isFinite); },
