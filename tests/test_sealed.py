@@ -11,7 +11,17 @@ from safetensors.torch import save_file
 import dinotrack.sealed
 from dinotrack.data.export import load_npz, save_npz
 from dinotrack.errors import DinotrackError
-from dinotrack.sealed import check_seal, digest_of, forget_checks, load_archive, read_head, read_json, seal, write_json
+from dinotrack.sealed import (
+    check_seal,
+    digest_of,
+    forget_checks,
+    load_archive,
+    read_head,
+    read_json,
+    save_archive,
+    seal,
+    write_json,
+)
 from dinotrack.structs import FeatureMap, Tracks
 from dinotrack.tensor_struct import metadata_of, read_about
 
@@ -132,3 +142,10 @@ def test_a_json_that_is_not_there_or_not_ours_is_named(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(DinotrackError, match=r"a\.json .*damaged.*; run it again"):
             read_json(tmp_path / "a.json", "run it again")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("count", [10, 10**6])
+def test_an_archive_that_finds_no_room_says_so(count: int) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        save_archive({"a": torch.ones(count)}, "/dev/full")

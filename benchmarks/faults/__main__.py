@@ -89,10 +89,11 @@ def main(arguments: list[str] | None = None) -> None:
                 done.append({**row, **about, "seed": options.seed})
             except Impossible as error:
                 print(f"{name}: cannot be tried here: {error}")
-    if options.output or not options.short:
-        kept = keep(options.output or RESULTS, done)
-        if not options.output:
-            fill(PAGE, table(kept))
+                continue
+            if options.output or not options.short:
+                kept = keep(options.output or RESULTS, done[-1:])
+                if not options.output:
+                    fill(PAGE, table(kept))
     print(table(done))
     sys.exit(any(row["wrong"] for row in done))
 

@@ -74,7 +74,8 @@ def before(save: Callable[..., None], act: Callable[[], None]) -> Any:
 
 def refused(place: Place, name: str, code: int) -> str:
     """What is wrong with the end of a run that found no room for a file."""
-    last = (place.said().strip().splitlines() or [""])[-1]
+    lines = place.said().strip().splitlines()  # of progress bars, too, on another stream
+    last = ([line for line in lines if line.startswith("dinotrack: ")] or lines or [""])[-1]
     named = "resume.ckpt" if name == "metrics.csv" else name  # a logger ends no fit, the saving after it does
     start, _, reason = last.partition(": No space left on device; free space")
     if code != 2 or not reason or not Path(start.removeprefix("dinotrack: cannot write ")).match(named):

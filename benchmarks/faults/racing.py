@@ -33,7 +33,8 @@ def run(folder: Path, number: int) -> None:
     """A runner: waits for the start, and keeps what it found."""
     while not (folder / "go").exists():
         time.sleep(0.0005)
-    torch.save(preprocessed(folder / "cache"), folder / f"{number}.pt")
+    torch.save(preprocessed(folder / "cache"), folder / f"{number}.part")
+    (folder / f"{number}.part").rename(folder / f"{number}.pt")  # a killed one's is not looked at
 
 
 def lost(folder: Path, codes: list[int], whole: object) -> str:

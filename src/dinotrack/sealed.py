@@ -127,6 +127,16 @@ def load_archive(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+def save_archive(content: Any, path: str | os.PathLike[str]) -> None:
+    """What `load_archive` reads, through Python's file, which says why it cannot be written: torch's own does not.
+
+    Raises:
+        OSError: when it cannot.
+    """
+    with open(path, "wb") as file:
+        torch.save(content, file)
+
+
 def check_archive(path: str | os.PathLike[str]) -> None:
     """Let pass a ZIP archive whose records are stored as they are and have the CRC-32 that it says.
 

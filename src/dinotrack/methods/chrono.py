@@ -21,6 +21,7 @@ from dinotrack.memory import Budget
 from dinotrack.methods.dino_tracker import FORMAT, about_video, read_checkpoint
 from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
+from dinotrack.sealed import save_archive
 from dinotrack.structs import FeatureMap, Video
 from dinotrack.trackers import FeatureTracker
 
@@ -85,7 +86,7 @@ class ChronoTracker(FeatureTracker):
         Raises:
             DinotrackError: when the file cannot be written.
         """
-        write_atomically(Path(path), lambda name: torch.save(self.checkpoint(), name))
+        write_atomically(Path(path), lambda name: save_archive(self.checkpoint(), name))
 
 
 def read_visibility(path: str | Path | None) -> VisibilityHead:

@@ -21,7 +21,7 @@ from dinotrack.methods.description import check_description, check_weights
 from dinotrack.networks import DeltaDino, Refinement, TrackerHead
 from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
-from dinotrack.sealed import load_archive
+from dinotrack.sealed import load_archive, save_archive
 from dinotrack.structs import FeatureMap, Video
 from dinotrack.trackers import FeatureTracker, VisibilityRule
 
@@ -88,7 +88,7 @@ class DinoTracker(FeatureTracker):
         Raises:
             DinotrackError: when the file cannot be written.
         """
-        write_atomically(Path(path), lambda name: torch.save(self.checkpoint(), name))
+        write_atomically(Path(path), lambda name: save_archive(self.checkpoint(), name))
 
 
 def state_dict(delta: Refinement, head: TrackerHead) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from dinotrack.methods.published import PUBLISHED_SIZE, import_published
 from dinotrack.metrics import TapVidScores, mean_over_videos
 from dinotrack.progress import shown
 from dinotrack.scoreboard import CSV, MARKDOWN, compare, finished, means_of, rows_of
-from dinotrack.sealed import read_json, write_json
+from dinotrack.sealed import read_json, save_archive, write_json
 from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
 from dinotrack.training.ablations import TABLE, measured, read_rows, row_of, row_path, settings_of, write_table
@@ -196,7 +196,7 @@ def import_command(config: DictConfig, folder: Path) -> None:
         size=fixed_size(config) or PUBLISHED_SIZE,
         index_positions=config.index_positions,
     )
-    write_atomically(folder / CHECKPOINT, lambda name: torch.save(content, name))
+    write_atomically(folder / CHECKPOINT, lambda name: save_archive(content, name))
     save_config(config, folder)
     say(f"imported; now: dinotrack track checkpoint={folder / CHECKPOINT} queries=grid:30")
 
