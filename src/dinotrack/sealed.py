@@ -5,6 +5,7 @@ protection from someone who changes a file on purpose.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -128,13 +129,14 @@ def load_archive(path: str | os.PathLike[str]) -> Any:
 
 
 def save_archive(content: Any, path: str | os.PathLike[str]) -> None:
-    """What `load_archive` reads, through Python's file, which says why it cannot be written: torch's own does not.
+    """What `load_archive` reads, made in memory: Python's file says why it cannot be written, torch's does not.
 
     Raises:
         OSError: when it cannot.
     """
-    with open(path, "wb") as file:
-        torch.save(content, file)
+    made = io.BytesIO()
+    torch.save(content, made)
+    Path(path).write_bytes(made.getbuffer())
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:
