@@ -173,6 +173,7 @@ def draw() -> None:
         for name in (*TRIED, STOPPED):
             axis.plot(*places[name], "*" if name == STOPPED else "o", label=name, ms=9 if name == STOPPED else 6)
         axis.set(xlabel="processor seconds of a fit (mean of 4 clips)", ylabel=f"{label} (%)")
+        axis.margins(y=0.12)
         axis.grid(True, alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)

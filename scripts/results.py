@@ -140,12 +140,25 @@ def synthetic_by_occlusion() -> str:
     return benchmark("synthetic", {"aj": "AJ"}, groups, "group", "aj")
 
 
-def speed() -> str:
-    """The table of `python -m benchmarks.run --size M`."""
+def speed(size: str) -> str:
+    """The table of `python -m benchmarks.run --size SIZE`."""
     from benchmarks.run import table as speed_table
 
-    rows = json.loads((RESULTS / "speed-M-cpu.json").read_text())
-    return f"{speed_table(rows, 'M')}\n{measured_where(rows)}"
+    rows = json.loads((RESULTS / f"speed-{size}-cpu.json").read_text())
+    return f"{speed_table(rows, size)}\n{measured_where(rows)}"
+
+
+def plans() -> str:
+    """What `dinotrack plan` says beside what each command then held."""
+    kept = json.loads((RESULTS / "plans.json").read_text())
+    lines = ["| size | command | planned, MB | measured, MB | off |", "|---|---|---|---|---|"]
+    for row in kept["rows"]:
+        cells = [row["size"], row["command"], str(row["planned_mb"]), str(row["measured_mb"]), f"{row['off']:+.0%}"]
+        lines.append(f"| {' | '.join(cells).replace('%', ' %')} |")
+    worst = max(abs(row["off"]) for row in kept["rows"])
+    goal = "met" if worst < 0.25 else "MISSED"
+    note = f"Goal, within 25 % of the measured peak: {goal}. (commit {kept['commit']}; {kept['hardware']})"
+    return "\n".join([*lines, "", note])
 
 
 def speed_growth() -> str:
@@ -309,13 +322,15 @@ def confidence() -> str:
 
 TABLES = {
     "docs/speed.md": {
-        "speed M": speed,
+        "speed M": lambda: speed("M"),
+        "speed S": lambda: speed("S"),
         "speed growth": speed_growth,
         "fewer steps": fewer_steps.curve,
         "steps tried": fewer_steps.tried,
         "fast": fewer_steps.chosen,
     },
     "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
+    "docs/scaling.md": {"plans": plans},
     "docs/ablations.md": {"intervals": intervals, "lora": lora, "confidence": confidence},
     "README.md": {
         **{name: lambda name=name: table(name) for name in COLUMNS},

@@ -285,7 +285,10 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_compiled_fit_is_the_same_fit(tmp_path: Path) -> None:
-    """torch.compile changes the last bits, not the method; its checkpoint has the same names. In processes without type checks."""
+    """torch.compile changes the last bits, not the method; its checkpoint has the same names. In processes without type checks.
+
+    Adam steps by the learning rate whatever a gradient's size, so that a few weights, of hardly any gradient, go the other way.
+    """
     found = []
     for on in ("false", "true"):
         words = ["fit", "experiment=tiny", "steps=3", f"compile={on}", f"hydra.run.dir={tmp_path / on}"]
@@ -293,4 +296,7 @@ def test_a_compiled_fit_is_the_same_fit(tmp_path: Path) -> None:
         subprocess.run(command, check=True, capture_output=True)
         found.append(torch.load(tmp_path / on / "tracker.ckpt", weights_only=True)["state_dict"])
     assert found[0].keys() == found[1].keys()
-    assert all(torch.allclose(value.float(), found[1][name].float(), atol=1e-3) for name, value in found[0].items())
+    apart = torch.cat([(value.float() - found[1][name].float()).abs().flatten() for name, value in found[0].items()])
+    assert (
+        apart < 1e-3
+    ).float().mean() > 0.95 and apart.max() < 2 * 3 * 0.01 + 1e-3  # three steps of lr=0.01, either way
