@@ -17,12 +17,13 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     folder = tmp_path_factory.mktemp("faults")
     command = [sys.executable, "-m", "benchmarks.faults", "--short", "--output", str(folder / "faults.json")]
     done = subprocess.run(command, cwd=PAGE.parents[1], capture_output=True, text=True, check=False)
-    assert (folder / "faults.json").exists(), done.stderr[-2000:]
+    assert done.returncode in (0, 1) and (folder / "faults.json").exists(), done.stderr[-2000:]  # 1: a fault did harm
     return {row["row"]: row for row in json.loads((folder / "faults.json").read_text())}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.xdist_group("faults")  # on one worker: all rows are made once
 @pytest.mark.parametrize("name", ROWS)
 def test_a_fault_does_no_harm(name: str, short: dict[str, dict[str, Any]]) -> None:
     if name not in short:

@@ -3,6 +3,7 @@
 import csv
 import pickle
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,8 @@ def tries(root: Path, rng: random.Random, count: int) -> Iterator[Try]:
     seconds = time.perf_counter() - start
     for attempt in range(count):
         place, done = Place(root / str(attempt)), CLIPS
-        while done == CLIPS:  # else it had ended before
+        while done == CLIPS:  # else it had ended before: again from nothing, and sooner
+            shutil.rmtree(place.folder, ignore_errors=True)
             number = 15 if attempt % 2 else 9
             code = begin(words(place, benchmark), place.log).end(number, rng.uniform(0, seconds))
             done = len([*place.folder.glob("*/summary.json")])
