@@ -32,6 +32,7 @@ EXTRAS = {
     "hydra/launcher=joblib": ("hydra_joblib_launcher", "sweep"),
     "hydra/launcher=submitit_local": ("hydra_submitit_launcher", "slurm"),
     "hydra/launcher=submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+    "hydra/launcher=slurm_local": ("hydra_submitit_launcher", "slurm"),
     "hydra/launcher=slurm": ("hydra_submitit_launcher", "slurm"),
     "hydra/launcher=ray": ("hydra_ray_launcher", "ray"),
     OPTUNA: ("hydra_optuna_sweeper", "sweep"),
