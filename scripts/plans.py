@@ -25,7 +25,7 @@ SIZES = {
 COMMON = ["experiment=cpu_small", "video=synthetic", "logger=none", "threads=1", "queries=grid:16", "steps=6"]
 STAGES = {
     "preprocess": ("features", "optical flow and tracklets", "best buddies"),
-    "fit": ("training", "rebuilding pairs"),
+    "fit": ("training", "rebuilding pairs", "scores"),
     "track": ("tracks and visibility",),
 }
 """What of the plan each command does."""

@@ -62,6 +62,16 @@ def test_memory_grows_with_the_video_only_where_it_must() -> None:
     assert grown == {"optical flow and tracklets"}  # all positions; what else is of all frames can lie on disk
 
 
+def test_the_queries_of_a_ground_truth_are_a_stage_of_their_own() -> None:
+    without, scored = (plan(replace(JOB, scored=count), PROBE, Budget(), start=5e8).needs for count in (0, 600))
+    stages = {need.name: need for need in scored}
+    assert [need.name for need in without] == [name for name in stages if name != "scores"]
+    same = replace(stages["tracks and visibility"], name="scores")
+    assert stages["scores"] == same
+    few = {need.name: need for need in plan(replace(JOB, scored=1), PROBE, Budget(), start=5e8).needs}["scores"]
+    assert few.memory < same.memory and few.seconds[1] < same.seconds[1]
+
+
 def test_what_does_not_fit_is_named_with_a_remedy() -> None:
     fits = replace(plan(JOB, PROBE, Budget(), start=5e8), room=1e12)
     assert not fits.short() and not list(fits.lines())

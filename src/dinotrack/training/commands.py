@@ -90,7 +90,7 @@ def preprocess_command(config: DictConfig, folder: Path) -> None:
 def plan_command(config: DictConfig, folder: Path) -> None:
     """Print what a run will take, and keep it as plan.json."""
     video = video_of(config)
-    found = planned(config, video, len(queries_of(config, video)))
+    found = planned(config, video, len(queries_of(config, video)), len(truth_of(config, video)))
     show_plan(found, say)
     write_plain(folder / "plan.json", as_json(found))
 
@@ -131,7 +131,8 @@ def run_command(config: DictConfig, folder: Path) -> dict[str, Any]:
     check_method(config.interpolate)
     truth = truth_of(config, video)
     check_objective(config, truth)
-    foreseen = planned(config, video, len(queries)) if config.plan and config.method.name not in UNFITTED else None
+    wanted = config.plan and config.method.name not in UNFITTED
+    foreseen = planned(config, video, len(queries), len(truth)) if wanted else None
     if foreseen:
         show_plan(foreseen, say)
     with RunLoggers(config, folder) as loggers:

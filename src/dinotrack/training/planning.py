@@ -48,6 +48,8 @@ class Job:
     """`memory`: what a chunk of queries may take."""
     encoded: float
     """Bytes a pixel that the flow estimator keeps of each frame."""
+    scored: int = 0
+    """Queries of the ground truth, which a fit tracks at its end."""
 
     @property
     def cells(self) -> int:
@@ -122,7 +124,7 @@ class Plan:
         return int(max(self.job.working) * (room / least) ** 0.5)
 
 
-def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int) -> Job:
+def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int, scored: int = 0) -> Job:
     """What a config asks for of a video."""
     frames = len(data.video)
     steps = published_steps(frames) if config.steps is None else config.steps
@@ -143,6 +145,7 @@ def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int
         queries=queries,
         chunk_bytes=float(config.memory),
         encoded=32.0 if data.flow.settings["kind"] == "raft" else 1.0,
+        scored=scored,
     )
 
 
@@ -160,7 +163,8 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, dev
         [
             *preprocessing_needs(job, probe, start, room),
             *fit_needs(job, probe, start),
-            inference_needs(job, probe, start, room),
+            *([inference_needs(job, probe, start, room, "scores", job.scored)] if job.scored else []),
+            inference_needs(job, probe, start, room, "tracks and visibility", job.queries),
         ],
         room,
         device_room,
@@ -220,17 +224,17 @@ def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
         )
 
 
-def inference_needs(job: Job, probe: Probe, start: float, room: float) -> Need:
-    """Refined features, tracks and visibility."""
+def inference_needs(job: Job, probe: Probe, start: float, room: float, name: str, queries: int) -> Need:
+    """Refined features, tracks and visibility of so many queries."""
     refined = job.frames * probe.refine_frame.seconds
-    maps = job.queries * job.frames / 64 * probe.locate.seconds
-    along = 4.0 * job.queries * job.frames * (3 * job.channels + 2 * job.frames)
-    compared = 12.0 * job.queries * job.frames * job.cells
+    maps = queries * job.frames / 64 * probe.locate.seconds
+    along = 4.0 * queries * job.frames * (3 * job.channels + 2 * job.frames)
+    compared = 12.0 * queries * job.frames * job.cells
     lent = min(job.chunk_bytes, max(0.0, room - start) / 2)
     chunk = sum(min(lent / 2, needed) for needed in (along, compared))
     least = start + probe.refine_frame.bytes + chunk
     return Need(
-        "tracks and visibility",
+        name,
         (refined + 2 * maps, refined + (1 + job.frames) * maps),
         least + job.features,
         job.features,
@@ -276,8 +280,10 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def planned(config: DictConfig, video: Video, queries: int) -> Plan:
+def planned(config: DictConfig, video: Video, queries: int, scored: int = 0) -> Plan:
     """The plan of a run, by a probe of networks of its own: those of the fit are not touched.
+
+    `queries` are tracked at its end, after `scored` of a ground truth.
 
     Raises:
         DinotrackError: for settings that do not fit the video.
@@ -286,7 +292,7 @@ def planned(config: DictConfig, video: Video, queries: int) -> Plan:
     start = held()
     found = probe(data, module)
     gpu = data.budget.room(data.device) if torch.device(data.device).type == "cuda" else None
-    return plan(job_of(config, data, found, queries), found, data.budget, start, gpu)
+    return plan(job_of(config, data, found, queries, scored), found, data.budget, start, gpu)
 
 
 def show_plan(found: Plan, say: Callable[[str], None]) -> None:
@@ -296,7 +302,8 @@ def show_plan(found: Plan, say: Callable[[str], None]) -> None:
     say(
         f"{job.frames} frames of {job.size[0]}x{job.size[1]} at {width}x{height}, {columns}x{rows} tokens of {job.channels}"
     )
-    say(f"{job.frame_pairs:,} frame pairs, {job.steps:,} steps, {job.queries:,} queries")
+    truth = f", {job.scored:,} of the ground truth" if job.scored else ""
+    say(f"{job.frame_pairs:,} frame pairs, {job.steps:,} steps, {job.queries:,} queries{truth}")
     Console().print(plan_table(found))
     for line in found.lines():
         say(line)
