@@ -1,5 +1,7 @@
 """`dinotrack train-chrono`: its losses against loops, its schedule, what it trains and writes."""
 
+import csv
+import json
 import math
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from dinotrack.errors import DinotrackError
 from dinotrack.methods.chrono import ChronoTracker
 from dinotrack.methods.dino_tracker import FORMAT
 from dinotrack.structs import FeatureMap
-from dinotrack.training.chrono_command import chrono_data, chrono_module, train_chrono
-from dinotrack.training.chrono_module import chrono_losses
+from dinotrack.training.chrono_command import chrono_data, chrono_module, held_out, train_chrono
+from dinotrack.training.chrono_module import ChronoModule, chrono_losses
 from dinotrack.training.config import compose_config
+from dinotrack.training.held_out import clip_scores
 
 pytestmark = pytest.mark.usefixtures("three_blocks")
 
@@ -154,3 +157,60 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
 def test_a_batch_moves_with_its_clip() -> None:
     clip = TrainingClip(torch.zeros(2, 3, 4, 4), torch.zeros(1).long(), torch.zeros(1, 2, 2), torch.zeros(1, 2))
     assert clip.to("meta").images.device.type == "meta"
+
+
+WATCHED = ("held_out.data=synthetic", "held_out.clips=2", "held_out.every=2", "chrono.lr=1e-2")
+
+
+def test_held_out_clips_are_scored_before_between_and_at_the_end(tmp_path: Path) -> None:
+    main(["train-chrono", *TINY, *WATCHED, f"hydra.run.dir={tmp_path}"])
+    with open(tmp_path / "held_out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["clip"]) for row in rows] == [(str(s), str(c)) for s in (0, 2, 3) for c in (0, 1)]
+    watched = held_out(config(*WATCHED))
+    assert watched is not None
+    for step, adapters in ((0, "null"), (3, str(tmp_path / "adapters.safetensors"))):
+        module = chrono_module(config(f"backbone.adapters={adapters}"))
+        own = [row for row in rows if row["step"] == str(step)]
+        for row, clip in zip(own, (watched.clips[0], watched.clips[1]), strict=True):
+            scores = clip_scores(module, clip)
+            assert {name: float(row[name]) for name in ("delta_avg", "oa", "aj")} == pytest.approx(
+                {name: getattr(scores, name) for name in ("delta_avg", "oa", "aj")}, abs=1e-3
+            )
+    kept = json.loads((tmp_path / "metrics.json").read_text())
+    mean = sum(float(row["delta_avg"]) for row in rows[-2:]) / 2
+    assert set(kept) == {"start", "chrono"} and kept["chrono"]["delta_avg"] == pytest.approx(mean, abs=1e-3)
+
+
+def test_held_out_clips_are_none_of_the_trainings() -> None:
+    watched, settings = held_out(config(*WATCHED)), config("seed=3")
+    assert watched is not None
+    assert not watched.clips.settings.augment
+    seen = chrono_data(settings).clips
+    first = {clips.clips.first + clips.number(0) for clips in (watched.clips, seen)}  # type: ignore[union-attr]
+    assert len(first) == 2
+    assert not torch.equal(watched.clips[0].images, seen[0].images)
+
+
+def test_a_stopped_training_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*TINY, *WATCHED, "steps=5", "checkpoint_every=2", "logger=csv", "trainer.log_every_n_steps=1"]
+    main(["train-chrono", *words, f"hydra.run.dir={tmp_path / 'whole'}"])
+    step = ChronoModule.training_step
+
+    def failing(self: ChronoModule, clip: TrainingClip, number: int):
+        if self.global_step == 3:
+            raise RuntimeError("the power is gone")
+        return step(self, clip, number)
+
+    with monkeypatch.context() as context:
+        context.setattr(ChronoModule, "training_step", failing)
+        with pytest.raises(SystemExit):
+            main(["train-chrono", *words, f"hydra.run.dir={tmp_path / 'stopped'}"])
+    assert not (tmp_path / "stopped" / "adapters.safetensors").exists()
+    main(["train-chrono", *words, f"hydra.run.dir={tmp_path / 'stopped'}", "resume=true"])
+    for name in ("held_out.csv", "metrics.csv"):
+        assert (tmp_path / "stopped" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    whole, resumed = (load_file(tmp_path / name / "adapters.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    with pytest.raises(SystemExit):
+        main(["train-chrono", *words, "chrono.lr=1e-3", f"hydra.run.dir={tmp_path / 'stopped'}", "resume=true"])

@@ -152,7 +152,7 @@ class ChronoBackbone:
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Features of the consecutive frames of a clip, in [0, 1]."""
-        with self._precision():
+        with self.precision():
             return self.features(images)
 
     def features(self, images: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t c h2 w2"]:
@@ -188,12 +188,12 @@ class ChronoBackbone:
         *segments, (last, _) = self._segments()
         for blocks, adapter in progress(segments, "features"):
             assert adapter is not None
-            with self._precision():
+            with self.precision():
                 stored, moments = self._stored(read, blocks, parts, len(frames), shape, budget)
                 pooled = [adapter.reduce(self._maps(stored[which].to(self.device), shape), moments) for which in parts]
                 read = partial(self._read, stored, adapter, adapter.mix(torch.cat(pooled)), shape)
         for which in parts:
-            with self._precision():
+            with self.precision():
                 values = self._leaving(_through(last, read(which)), shape)
             yield values
 
@@ -257,7 +257,7 @@ class ChronoBackbone:
         """Features out of what the last block made."""
         return F.normalize(self._maps(self.vit.norm(tokens).float(), shape), dim=1) * math.sqrt(self.channels)
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
         """bf16 on a GPU (§8)."""
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 

@@ -144,7 +144,7 @@ def how_to_go_on(command: str, folder: Path) -> str:
     """What to do after a signal that came where no fit was under way."""
     from dinotrack.training.jobs import resumed_by
 
-    where = f" with {resumed_by(folder)}" if command in ("run", "fit") else ""
+    where = f" with {resumed_by(folder)}" if command in ("run", "fit", "train-chrono") else ""
     return f"what was finished is kept, the same command{where} goes on from there"
 
 

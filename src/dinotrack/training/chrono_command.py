@@ -1,31 +1,43 @@
 """`dinotrack train-chrono`: adapters and visibility trained on clips with known tracks."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 from safetensors.torch import save_file
 
+from dinotrack.backbones import identity
 from dinotrack.chrono_weights import part, read_chrono
 from dinotrack.data.point_clips import open_clips
+from dinotrack.differences import flatten
 from dinotrack.errors import DinotrackError
+from dinotrack.evaluation import plain
 from dinotrack.files import write_atomically
 from dinotrack.methods.chrono import read_visibility
+from dinotrack.metrics import TapVidScores
 from dinotrack.progress import Progress, shown, silent
-from dinotrack.training.callbacks import StepProgress
+from dinotrack.training.callbacks import Resumable, StepProgress
 from dinotrack.training.chrono_data import ChronoDataModule, ClipSettings, TrainingClips
 from dinotrack.training.chrono_module import ChronoModule
 from dinotrack.training.chrono_tracking import chrono_backbone, head_settings
 from dinotrack.training.config import size_of
 from dinotrack.training.fit import make_trainer
-from dinotrack.training.loggers import RunLoggers
-from dinotrack.training.runs import save_config, say
+from dinotrack.training.held_out import TABLE, HeldOut
+from dinotrack.training.jobs import is_job
+from dinotrack.training.loggers import Guarded, RunLoggers
+from dinotrack.training.runs import save_config, say, write_plain
+from dinotrack.training.scoring import score_table
 from dinotrack.training.stages import Stages
+from dinotrack.training.stopping import RESUME, continue_metrics, read_resumable
 
 ADAPTERS = "adapters.safetensors"
+UNSEEN = 5_000
+"""The seed of the first synthetic clip that is held out; a training's begin at 10 000, those of benchmark=synthetic at 0."""
 
 
 def chrono_module(config: DictConfig) -> ChronoModule:
@@ -38,50 +50,109 @@ def chrono_module(config: DictConfig) -> ChronoModule:
     return module
 
 
-def chrono_data(config: DictConfig, devices: int = 1) -> ChronoDataModule:
-    """The clips of a config, one for each step and device."""
+def clip_settings(config: DictConfig, *, augment: bool) -> ClipSettings:
+    size = size_of(config.clips.size, "clips.size") or (256, 256)
+    return ClipSettings(config.clips.frames, size, config.clips.points, augment)
+
+
+def chrono_data(config: DictConfig, devices: int = 1, done: int = 0) -> ChronoDataModule:
+    """The clips of a config, one for each step and device, but those of the steps that are `done`."""
     if OmegaConf.is_missing(config, "data"):
         raise DinotrackError("no clips given; add data=synthetic, or data=FOLDER of exported or of Kubric clips")
-    size = size_of(config.clips.size, "clips.size") or (256, 256)
-    settings = ClipSettings(config.clips.frames, size, config.clips.points, config.clips.augment)
-    synthetic: Any = {"frames": settings.frames, "size": size, "points": settings.points}
-    clips = TrainingClips(open_clips(str(config.data), synthetic), settings, config.steps * devices, config.seed)
-    return ChronoDataModule(clips, config.clips.workers)
+    settings = clip_settings(config, augment=config.clips.augment)
+    found = open_clips(str(config.data), {"frames": settings.frames, "size": settings.size, "points": settings.points})
+    clips = TrainingClips(found, settings, config.steps * devices, config.seed)
+    return ChronoDataModule(clips, config.clips.workers, done * devices)
+
+
+def held_out(config: DictConfig) -> HeldOut | None:
+    """What scores the clips that `held_out.data` names, if it names any; no seed changes them."""
+    wanted = config.held_out
+    if wanted.data is None:
+        return None
+    if wanted.clips < 1 or (wanted.every is not None and wanted.every < 1):
+        raise DinotrackError(
+            f"held_out.clips={wanted.clips}, every={wanted.every}: expected 1 or more; held_out.data=null scores none"
+        )
+    settings = clip_settings(config, augment=False)
+    synthetic: Any = {"frames": settings.frames, "size": settings.size, "points": settings.points, "first": UNSEEN}
+    clips = open_clips(str(wanted.data), synthetic)
+    if wanted.clips > len(clips):
+        raise DinotrackError(f"held_out.clips={wanted.clips}: {wanted.data} has {len(clips)}")
+    return HeldOut(TrainingClips(clips, settings, wanted.clips), wanted.every)
 
 
 def train_chrono(
-    config: DictConfig, folder: Path | None = None, progress: Progress = silent, loggers: RunLoggers | None = None
+    config: DictConfig,
+    folder: Path | None = None,
+    progress: Progress = silent,
+    loggers: RunLoggers | None = None,
+    watched: HeldOut | None = None,
 ) -> ChronoModule:
-    """Train the adapters of a config.
+    """Train the adapters of a config; what a stopped training needs to go on is written to `folder`, `watched` keeps scores.
 
     Raises:
-        DinotrackError: for settings or clips that do not fit, or when the training diverges.
+        DinotrackError: for settings or clips that do not fit, when the training diverges, is stopped by a signal, or cannot be
+            resumed from what lies in `folder`.
     """
     if config.steps < 1:
         raise DinotrackError(f"steps={config.steps}: expected at least 1; as published 100 000")
     L.seed_everything(config.seed, verbose=False)
     module = chrono_module(config)
-    callbacks: list[L.Callback] = [] if progress is silent else [StepProgress()]
+    settings = training_settings(config, module.backbone.settings)
+    resume = folder / RESUME if folder and config.resume and (folder / RESUME).exists() else None
+    before: dict[str, Any] = read_resumable(resume, settings) if resume else {"global_step": 0}
+    rows = before["callbacks"]["Resumable"]["metrics"] if resume else []
+    callbacks: list[L.Callback] = [watched] if watched else []
+    if folder:
+        callbacks.append(Resumable(folder / RESUME, config.checkpoint_every, settings))
+    if progress is not silent:
+        callbacks.append(StepProgress())
     trainer = make_trainer(config, config.steps, callbacks, folder, loggers.open() if loggers else ())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
-        trainer.fit(module, chrono_data(config, trainer.world_size))
+        # Ours is: the sampler begins with the clip that is next.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        for logger in trainer.loggers:
+            if isinstance(logger, Guarded):
+                logger.do(lambda inner: continue_metrics(inner, rows))
+        data = chrono_data(config, trainer.world_size, before["global_step"])
+        trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise DinotrackError("the training diverged: its weights are no longer finite; lower chrono.lr")
     return module
 
 
-def train_chrono_command(config: DictConfig, folder: Path) -> None:
-    """Train, and write the adapters, which `backbone.adapters=` reads."""
-    stages = Stages()
+def training_settings(config: DictConfig, backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for a training to go on, as dotted names and plain values."""
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    nested = {name: whole[name] for name in ("data", "steps", "chrono", "method", "held_out", "seed")}
+    clips = {name: value for name, value in whole["clips"].items() if name != "workers"}
+    trainer = {name: whole["trainer"][name] for name in ("precision", "gradient_clip_val", "devices")}
+    return flatten({**nested, "clips": clips, "backbone": identity(dict(backbone)), "trainer": trainer})
+
+
+def train_chrono_command(config: DictConfig, folder: Path) -> dict[str, TapVidScores]:
+    """Train, and write the adapters, which `backbone.adapters=` reads; returns the scores of held-out clips."""
+    stages, watched = Stages(), held_out(config)
+    if is_job() and config.objective is not None and watched is None:
+        raise DinotrackError(
+            f"objective={config.objective} is a score of held-out clips; add held_out.data=synthetic, or a folder"
+        )
+    save_config(config, folder)
     with RunLoggers(config, folder) as loggers, stages.stage("train"):
-        module = train_chrono(config, folder, shown, loggers)
+        module = train_chrono(config, folder, shown, loggers, watched)
     if module.global_rank:
-        return
+        return {}
     path = folder / ADAPTERS
     write_atomically(path, lambda name: save_file(module.weights(), name))
-    save_config(config, folder)
+    scores = watched.means() if watched else {}
+    if watched:
+        watched.save(folder / TABLE)
+        write_plain(folder / "metrics.json", plain(scores))
+        Console().print(score_table(scores, f"On {config.held_out.clips} held-out clips"))
     stages.save(folder / "summary.json", steps=config.steps)
     say(f"trained; now: dinotrack run method=chrono backbone.adapters={path} video=clip.mp4")
+    return scores

@@ -1,10 +1,11 @@
 """Training clips by number: which clip, which crop, colours and queries follow from seed and number alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import lightning as L
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dinotrack.data.augmentation import TrainingClip, training_clip
 from dinotrack.data.point_clips import PointClips, SyntheticClips
@@ -53,12 +54,26 @@ class TrainingClips(Dataset[TrainingClip]):
         return int(np.random.default_rng([self.seed, turn]).permutation(len(self.clips))[place])
 
 
-class ChronoDataModule(L.LightningDataModule):
-    """One clip a step and device; under DDP Lightning gives each process its share of them."""
+class Onwards(Sampler[int]):
+    """Numbers from `first` on; its length is that of the whole training, of which a resumed one is the rest."""
 
-    def __init__(self, clips: TrainingClips, workers: int = 0) -> None:
+    def __init__(self, first: int, length: int) -> None:
+        self.first, self.length = first, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.length))
+
+
+class ChronoDataModule(L.LightningDataModule):
+    """One clip a step and device, from number `first` on; under DDP Lightning gives each process its share of them."""
+
+    def __init__(self, clips: TrainingClips, workers: int = 0, first: int = 0) -> None:
         super().__init__()
-        self.clips, self.workers = clips, workers
+        self.clips, self.workers, self.first = clips, workers, first
 
     def train_dataloader(self) -> DataLoader[TrainingClip]:
-        return DataLoader(self.clips, batch_size=None, shuffle=False, num_workers=self.workers)
+        sampler = Onwards(self.first, len(self.clips))
+        return DataLoader(self.clips, batch_size=None, sampler=sampler, num_workers=self.workers)

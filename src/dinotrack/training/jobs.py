@@ -19,7 +19,7 @@ from dinotrack.sealed import write_json
 from dinotrack.signals import Interrupted
 from dinotrack.structs import PointTruth
 
-RECORDED = ("fit", "run", "preprocess", "evaluate")
+RECORDED = ("fit", "run", "preprocess", "evaluate", "train-chrono")
 """Commands whose jobs leave a record."""
 RECORD, RECORDS = "job.json", "jobs"
 """A job's record: a file in its folder, or for clips that share a folder one of the files in this one."""
