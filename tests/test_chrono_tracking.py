@@ -9,14 +9,19 @@ import torch
 from safetensors.torch import save_file
 from tests.twins import array
 
+from dinotrack.backbones import extract_features
+from dinotrack.chrono import ChronoBackbone
 from dinotrack.chrono_head import VisibilityHead, chrono_head, visible_share
 from dinotrack.cli import main
 from dinotrack.data.export import load_npz
 from dinotrack.errors import DinotrackError
+from dinotrack.geometry import resize_frames
 from dinotrack.methods.chrono import ChronoTracker, read_visibility
 from dinotrack.methods.dino_tracker import FORMAT, load_dino_tracker
 from dinotrack.networks import TrackerHead
 from dinotrack.structs import FeatureMap, Grid, Video
+from dinotrack.tools.picture import FittedRun
+from dinotrack.tools.picture import main as picture
 
 pytestmark = pytest.mark.usefixtures("three_blocks")
 
@@ -138,6 +143,31 @@ def test_run_track_and_evaluate(tmp_path: Path) -> None:
     only = ["benchmark=synthetic", "benchmark.clip=smooth-0", "benchmark.mode=first"]
     call("evaluate", *TINY, *only, f"folder={scores}")
     assert "smooth-0" in (scores / "scores.csv").read_text()
+
+
+def test_pictures_show_features_without_and_with_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic = ["video=synthetic", "synthetic.frames=3", "synthetic.size=[64,48]", "queries=grid:16", "render=false"]
+    made = ChronoBackbone(layer=2, width=8, model="vit_small_patch14_dinov2.lvd142m", pretrained=False, upscale=3.5)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(made.adapters["0"].conv2.weight)
+    visibility = {f"visibility.{name}": value for name, value in VisibilityHead().state_dict().items()}
+    adapters = {f"adapters.{name}": value for name, value in made.adapters.state_dict().items()}
+    save_file({**adapters, **visibility}, tmp_path / "adapters.safetensors")
+    call(
+        "run", *TINY, *synthetic, f"backbone.adapters={tmp_path / 'adapters.safetensors'}", f"hydra.run.dir={tmp_path}"
+    )
+    run = FittedRun.open(tmp_path, device="cpu")
+    plain = extract_features(made, resize_frames(run.video.frames, (64, 48)))
+    assert (run.tracker.features.values.float() - plain.values.float()).abs().max() < 2e-3
+    assert (run.raw.values.float() - plain.values.float()).abs().max() > 0.1
+    torch.nn.init.zeros_(made.adapters["0"].conv2.weight)
+    plain = extract_features(made, resize_frames(run.video.frames, (64, 48)))
+    assert (run.raw.values.float() - plain.values.float()).abs().max() < 2e-3
+    for kind, words in (("pca", []), ("similarity", ["--query", "0,30,20"]), ("best-buddies", ["--frames", "0,1"])):
+        picture([kind, str(tmp_path), str(tmp_path / f"{kind}.png"), "--device", "cpu", *words])
+        assert (tmp_path / f"{kind}.png").stat().st_size > 1000
+    with pytest.raises(DinotrackError, match="no tracklets"):
+        picture(["best-buddies", str(tmp_path), str(tmp_path / "t.png"), "--kind", "tracklets", "--device", "cpu"])
 
 
 def test_another_backbone_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""`dinotrack picture similarity | best-buddies | pca RUN OUTPUT [options]`: what the features of a finished fit see."""
+"""`dinotrack picture similarity | best-buddies | pca RUN OUTPUT [options]`: what the features of a finished run see."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -20,7 +21,9 @@ from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import FeaturePass
 from dinotrack.geometry import resize_frames
 from dinotrack.growing import placed
-from dinotrack.methods.dino_tracker import DinoTracker, load_dino_tracker, read_checkpoint
+from dinotrack.methods.checkpoint import load_checkpoint
+from dinotrack.methods.chrono import ChronoTracker
+from dinotrack.methods.dino_tracker import DinoTracker, read_checkpoint
 from dinotrack.methods.raw_features import raw_feature_tracker
 from dinotrack.mp4 import save_video
 from dinotrack.preprocessing import working_frames
@@ -53,12 +56,12 @@ KINDS = ("raw", "refined", "tracklets")
 
 @dataclass(frozen=True)
 class FittedRun:
-    """A finished fit: its video, its backbone's features and its tracker."""
+    """A finished run: its video, its tracker, and the features before the fit refined them, or before Chrono's adapters."""
 
     folder: Path
     video: Video
     raw: FeatureMap
-    tracker: DinoTracker
+    tracker: DinoTracker | ChronoTracker
     cache: Path | None = None
 
     @classmethod
@@ -77,15 +80,16 @@ class FittedRun:
         common = {"device": pick_device(device), "progress": shown}
         opened = open_described({**about["video"], "path": video} if video else about["video"])
         backbone: Backbone = build_backbone(about["backbone"]).to(common["device"])
+        plain = without_adapters(about["backbone"]) if about.get("method") == "chrono" else backbone
         frames = working_frames(opened, backbone.stride, size=tuple(about["working_size"]))
-        made = FeaturePass(opened, frames, backbone, cache or default_cache(), **common)
+        made = FeaturePass(opened, frames, plain.to(common["device"]), cache or default_cache(), **common)
         if not made.is_cached():
             print(
                 f"the features are not in {made.cache}: their pass is made again, unless --cache says where they are",
                 file=sys.stderr,
             )
         raw = made.features()
-        tracker = load_dino_tracker(path, opened, backbone=backbone, cache=cache, **common)
+        tracker = load_checkpoint(path, opened, backbone=backbone, cache=cache, **common)
         return cls(path.parent, opened, placed(raw, common["device"]), tracker, cache)
 
     @property
@@ -95,10 +99,20 @@ class FittedRun:
 
     @property
     def raw_tracker(self) -> FeatureTracker:
-        """What the backbone's features say before they were refined."""
+        """What the features say before."""
+        if isinstance(self.tracker, ChronoTracker):
+            before = ChronoTracker(self.raw, self.tracker.visibility_head, self.tracker.settings)
+            return before.to(self.tracker.device)
         radius, scale = self.tracker.head.radius, self.tracker.scale_constants
         tracker = raw_feature_tracker(self.video, self.raw, radius=radius, scale_constants=scale)
         return tracker.to(self.tracker.device)
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """What each kind of features is called."""
+        if isinstance(self.tracker, ChronoTracker):
+            return {"raw": "features without adapters", "refined": "features with adapters"}
+        return {"raw": "raw features", "refined": "refined features"}
 
     def given_masks(self) -> Bool[Tensor, "m h w"]:
         """The masks that it was run with, none if it was run without."""
@@ -108,13 +122,25 @@ class FittedRun:
         return load_masks(given, self.video, start=self.video.start, stop=self.video.start + len(self.video))
 
     def tracklets(self) -> Tracklets:
-        """The optical flow's tracklets that supervised it, from the cache or computed again."""
+        """The optical flow's tracklets that supervised it, from the cache or computed again.
+
+        Raises:
+            DinotrackError: for Chrono, which needs none.
+        """
+        if isinstance(self.tracker, ChronoTracker):
+            raise DinotrackError(f"{self.folder} is a run of method=chrono, which has no tracklets; take --kind raw")
         config = self.config
         config.device = str(self.tracker.device)
         config.size = list(self.raw.size)
         config.cache_dir = str(self.cache or default_cache())  # wherever the run kept its own
         data = prepare(config, replace(self.video, masks=self.given_masks()), shown)
         return data.store.flow.tracklets
+
+
+def without_adapters(settings: Mapping[str, Any]) -> Backbone:
+    """Chrono's backbone before it was trained: the ViT's own features."""
+    own = {name: value for name, value in settings.items() if name != "weights"}
+    return build_backbone({**own, "adapters": None})
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -164,7 +190,7 @@ def similarity(run: FittedRun, options: argparse.Namespace) -> None:
 
 def looks_of(run: FittedRun, asked: Float[Tensor, "3"]) -> list[Look]:
     """The query (t, x, y), in pixels of the video, looked for in raw and in refined features."""
-    trackers = {"raw features": run.raw_tracker, "refined features": run.tracker}
+    trackers = dict(zip(run.captions.values(), (run.raw_tracker, run.tracker), strict=True))
     return [Look(name, each.features, each.track(asked[None]).xy[0], each.shift) for name, each in trackers.items()]
 
 
@@ -185,16 +211,10 @@ def buddies_picture(run: FittedRun, options: argparse.Namespace, widest: int = 1
         if options.foreground:
             masks = run.given_masks()
             pairs = on_mask(pairs, masks if len(masks) else saliency_masks(run.raw), run.raw.size)
-        about = {"title": f"{LABELS[kind]}: {len(pairs)} from frame {frames[0]} to {frames[1]}", "widest": widest}
+        what = "tracklets of optical flow" if kind == "tracklets" else f"best buddies in {run.captions[kind]}"
+        about = {"title": f"{what}: {len(pairs)} from frame {frames[0]} to {frames[1]}", "widest": widest}
         rows.append(draw_matches(run.video, spread(pairs, options.count), run.raw.size, *frames, **about)[None])
     return tile(rows, 1)[0]
-
-
-LABELS = {
-    "raw": "best buddies in raw features",
-    "refined": "best buddies in refined features",
-    "tracklets": "tracklets of optical flow",
-}
 
 
 def pairs_of(run: FittedRun, kind: str, source: int, target: int) -> Pairs:
@@ -211,7 +231,7 @@ def pca(run: FittedRun, options: argparse.Namespace) -> None:
     chosen = check_frames(options.frames or (range(count) if is_video(options.output) else every), count)
     size = panel_size(run.video.size, 3)
     panels = {"video": resize_frames(run.video.frames[chosen], size)}
-    for name, features in (("raw features", run.raw), ("refined features", run.tracker.features)):
+    for name, features in zip(run.captions.values(), (run.raw, run.tracker.features), strict=True):
         panels[name] = pca_frames(features, size)[chosen]
     write(tile([titled(frames, name) for name, frames in panels.items()]), options.output, run, chosen)
 
