@@ -2,6 +2,7 @@
 
 python scripts/chrono.py train     # the ablation's multirun, five rows by three seeds, about two hours of one core; goes on
 python scripts/chrono.py compare   # benchmark=synthetic by the adapters of that, about half an hour; goes on
+python scripts/chrono.py picture   # docs/images/chrono_pca.png, by the same adapters
 python scripts/chrono.py           # only keep what is there in docs/results; scripts/results.py writes the tables
 """
 
@@ -21,6 +22,7 @@ from dinotrack.training.sweep_jobs import read_jobs
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "chrono"
 TRAINED, COMPARED = (ROOT / "docs" / "results" / f"chrono_{name}" for name in ("training.json", "methods.csv"))
+PICTURE = ROOT / "docs" / "images" / "chrono_pca.png"
 SWEEP = ["train-chrono", "sweep=temporal", "experiment=chrono_small", "threads=1"]
 CHOSEN = ("attention", 0)
 """Row and seed of the ablation whose adapters are compared."""
@@ -67,6 +69,15 @@ def compare() -> None:
     """Evaluate every method on all clips."""
     for folder, words in compared().values():
         dinotrack("evaluate", "benchmark=synthetic", *words, "threads=1", "logger=none", f"folder={folder}")
+
+
+def picture() -> None:
+    """Components of the features of a synthetic video."""
+    folder, words = RUNS / "picture", compared()["random ViT: Chrono"][1]
+    dinotrack(
+        "run", "video=synthetic", *words, "queries=grid:16", "render=false", "logger=none", f"hydra.run.dir={folder}"
+    )
+    dinotrack("picture", "pca", str(folder), str(PICTURE), "--frames", "0,12,23")
 
 
 def keep() -> None:
@@ -176,4 +187,6 @@ if __name__ == "__main__":
         dinotrack(*SWEEP, "resume=true", f"hydra.sweep.dir={sweep_folder()}")
     if "compare" in sys.argv:
         compare()
+    if "picture" in sys.argv:
+        picture()
     keep()

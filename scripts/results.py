@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import chrono
 import fewer_steps
 
 from dinotrack.scoreboard import compare
@@ -159,6 +160,23 @@ def plans() -> str:
     goal = "met" if worst < 0.25 else "MISSED"
     note = f"Goal, within 25 % of the measured peak: {goal}. (commit {kept['commit']}; {kept['hardware']})"
     return "\n".join([*lines, "", note])
+
+
+def throughput() -> str:
+    """Points per second, by `python -m benchmarks.throughput`."""
+    kept = json.loads((RESULTS / "throughput-M-cpu.json").read_text())
+    named = {"chrono": "Chrono", "dino_tracker": "DINO-Tracker", "dino_tracker_positions": "its positions alone"}
+    lines = [f"| queries | {', points/s | '.join(named.values())}, points/s | times |", "|---" * (len(named) + 2) + "|"]
+    for count in sorted({row["queries"] for row in kept["rows"]}):
+        rate = {row["method"]: row["points_per_second"] for row in kept["rows"] if row["queries"] == count}
+        cells = [f"{rate[name]:,.0f}" for name in named]
+        lines.append(f"| {count} | {' | '.join(cells)} | {rate['chrono'] / rate['dino_tracker']:.2f} |")
+    (rows, columns), (side, _) = kept["tokens"]["dino_tracker"], kept["tokens"]["chrono"]
+    about = (
+        f"{kept['frames']} frames; {side}x{side} tokens of 768 for Chrono, {columns}x{rows} of 1024 for DINO-Tracker"
+    )
+    note = f"{about}; commit {kept['commit']}; {kept['hardware']}, {kept['cpu_threads']} threads"
+    return "\n".join([*lines, "", f"(`python -m benchmarks.throughput`; {note})"])
 
 
 def speed_growth() -> str:
@@ -331,6 +349,13 @@ TABLES = {
     },
     "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
     "docs/scaling.md": {"plans": plans},
+    "docs/chrono.md": {
+        "chrono training": chrono.training_table,
+        "chrono ablation": chrono.ablation_table,
+        "chrono methods": lambda: chrono.methods_table("random ViT"),
+        "sift methods": lambda: chrono.methods_table("dense SIFT"),
+        "throughput": throughput,
+    },
     "docs/ablations.md": {"intervals": intervals, "lora": lora, "confidence": confidence},
     "README.md": {
         **{name: lambda name=name: table(name) for name in COLUMNS},
