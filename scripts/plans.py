@@ -2,6 +2,7 @@
 
 python -m scripts.plans           # three sizes, a few minutes; keeps docs/results/plans.json
 python -m scripts.plans --short   # the smallest; keeps nothing
+python -m scripts.plans --480p    # plans 1000 frames at 480p with ViT-L and 8 GB, some minutes; keeps docs/results/plan_480p.json
 """
 
 import json
@@ -12,9 +13,12 @@ from typing import Any
 
 from scripts.memory import ROOT, watched
 
+from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.mp4 import save_video
 from dinotrack.training.stages import commit, hardware
 
 KEPT = ROOT / "docs" / "results" / "plans.json"
+LONG = ROOT / "docs" / "results" / "plan_480p.json"
 WITHIN = 0.25
 """Share of the measured peak that an estimate may be off."""
 SIZES = {
@@ -60,7 +64,24 @@ def compare(name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def plan_long(frames: int = 1000, scene: int = 10, limit: str = "8GB") -> dict[str, Any]:
+    """The plan of a long video at the published size, a few frames over and over, by networks with random weights."""
+    weights = ["backbone=dinov2_vitl14", "backbone.pretrained=false", "flow.pretrained=false"]
+    with tempfile.TemporaryDirectory() as scratch:
+        video, place = Path(scratch) / "long.mp4", Path(scratch) / "plan"
+        save_video(synthetic_clip(0, scene, (854, 480)).video.frames.repeat(frames // scene, 1, 1, 1), video, 25.0)
+        words = [f"video={video}", *weights, f"memory_limit={limit}", "device=cpu", "queries=grid:30"]
+        found = watched(["plan", *words, f"cache_dir={place}", f"hydra.run.dir={place}"], place)
+        kept = json.loads((place / "plan.json").read_text())
+    command = ["dinotrack", "plan", "video=long.mp4", *words[1:]]
+    return {"command": command, "seconds": found["seconds"], "held_mb": round(found["RssAnon"]), **kept}
+
+
 if __name__ == "__main__":
+    if "--480p" in sys.argv:
+        about = {"commit": commit(), "hardware": hardware()}
+        LONG.write_text(json.dumps({**plan_long(), **about}, indent=1) + "\n")
+        sys.exit()
     short = "--short" in sys.argv
     rows = [row for name in (["small"] if short else SIZES) for row in compare(name)]
     if not short:

@@ -18,6 +18,7 @@ import chrono
 import fewer_steps
 
 from dinotrack.scoreboard import compare
+from dinotrack.training.planning import duration, size
 from dinotrack.training.stages import commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +161,19 @@ def plans() -> str:
     goal = "met" if worst < 0.25 else "MISSED"
     note = f"Goal, within 25 % of the measured peak: {goal}. (commit {kept['commit']}; {kept['hardware']})"
     return "\n".join([*lines, "", note])
+
+
+def plan_480p() -> str:
+    """What `dinotrack plan` says of 1 000 frames at 480p."""
+    kept = json.loads((RESULTS / "plan_480p.json").read_text())
+    lines = ["| stage | time | memory | of it spared where it does not fit | disk |", "|---" * 5 + "|"]
+    for need in kept["needs"]:
+        amounts = [size(need[name]) if need[name] else "" for name in ("memory", "spare", "disk")]
+        lines.append(f"| {need['name']} | {duration(need['seconds'])} | {' | '.join(amounts)} |")
+    said = [f"- {line}" for line in kept["lines"]]
+    words = " ".join(kept["command"])
+    note = f"`{words}`: {kept['seconds']:.0f} s, {kept['held_mb']} MB held; commit {kept['commit']}; {kept['hardware']}"
+    return "\n".join([*lines, "", *said, "", f"({note})"])
 
 
 def throughput() -> str:
@@ -348,7 +362,7 @@ TABLES = {
         "fast": fewer_steps.chosen,
     },
     "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
-    "docs/scaling.md": {"plans": plans},
+    "docs/scaling.md": {"plans": plans, "plan 480p": plan_480p},
     "docs/chrono.md": {
         "chrono training": chrono.training_table,
         "chrono ablation": chrono.ablation_table,
