@@ -9,6 +9,7 @@ import dinotrack  # noqa: F401, I001  (before torch, whose threads then sleep wh
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,14 @@ def ways(inputs: Inputs) -> dict[str, Callable[[torch.Tensor], Any]]:
     }
 
 
+@torch.no_grad()
 def measured(inputs: Inputs, counts: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
     """Seconds and points per second of each way and number of queries."""
     rows = []
     for count in counts:
         queries = random_queries(inputs, count)
         for name, track in ways(inputs).items():
-            seconds, peak = timed(torch.no_grad()(lambda track=track: track(queries)), inputs.device, repeats)
+            seconds, peak = timed(partial(track, queries), inputs.device, repeats)
             rate = count * inputs.size.frames / seconds
             rows.append(
                 {"queries": count, "method": name, "seconds": seconds, "points_per_second": rate, "peak_mb": peak}

@@ -52,6 +52,8 @@ def test_a_stage_costs_what_its_parts_do() -> None:
     cells = 67 * 121
     assert memory["rebuilding pairs"][0] - memory["rebuilding pairs"][1] == 2 * 100 * cells * 1024
     assert {need.name: need.disk for need in found.needs}["features"] == 2 * 100 * cells * 1024
+    more = needs(plan(JOB, replace(PROBE, frame_pair=Cost(2.0, 9e8)), Budget(), start=5e8))
+    assert more["best buddies"][0] - memory["best buddies"][0] == 9e8 - 4 * cells**2  # the probe's product is the run's
 
 
 def test_memory_grows_with_the_video_only_where_it_must() -> None:

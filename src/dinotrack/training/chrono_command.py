@@ -1,6 +1,5 @@
 """`dinotrack train-chrono`: adapters and visibility trained on clips with known tracks."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,14 @@ from dinotrack.training.chrono_data import ChronoDataModule, ClipSettings, Train
 from dinotrack.training.chrono_module import ChronoModule
 from dinotrack.training.chrono_tracking import chrono_backbone, head_settings
 from dinotrack.training.config import size_of
-from dinotrack.training.fit import make_trainer
+from dinotrack.training.fit import begin, make_trainer, without_idle_warnings
 from dinotrack.training.held_out import TABLE, HeldOut
 from dinotrack.training.jobs import is_job
-from dinotrack.training.loggers import Guarded, RunLoggers
+from dinotrack.training.loggers import RunLoggers
 from dinotrack.training.runs import save_config, say, write_plain
 from dinotrack.training.scoring import score_table
 from dinotrack.training.stages import Stages
-from dinotrack.training.stopping import RESUME, continue_metrics, read_resumable
+from dinotrack.training.stopping import RESUME, read_resumable
 
 ADAPTERS = "adapters.safetensors"
 UNSEEN = 5_000
@@ -108,18 +107,10 @@ def train_chrono(
         callbacks.append(Resumable(folder / RESUME, config.checkpoint_every, settings))
     if progress is not silent:
         callbacks.append(StepProgress())
-    trainer = make_trainer(config, config.steps, callbacks, folder, loggers.open() if loggers else ())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
-        # Ours is: the sampler begins with the clip that is next.
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        for logger in trainer.loggers:
-            if isinstance(logger, Guarded):
-                logger.do(lambda inner: continue_metrics(inner, rows))
+    with without_idle_warnings():
+        trainer = make_trainer(config, config.steps, callbacks, folder, loggers.open() if loggers else ())
         data = chrono_data(config, trainer.world_size, before["global_step"])
-        trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
+        begin(trainer, module, data, resume, rows)
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise DinotrackError("the training diverged: its weights are no longer finite; lower chrono.lr")
     return module

@@ -3,7 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,22 +147,39 @@ def train(
         callbacks.append(Resumable(folder / RESUME, config.get("checkpoint_every", 500), settings))
     if progress is not silent:
         callbacks.append(StepProgress())
-    with warnings.catch_warnings():
-        # True of every fit, and no fault: the loader must have no workers, and the run folder already holds the config.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Experiment logs directory .* exists and is not empty.*")
-        warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
-        warnings.filterwarnings(
-            "ignore", message=".*module\\(s\\) in eval mode at the start of training.*"
-        )  # LoRA's frozen parts
-        # Ours is: what it draws is part of a checkpoint.
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    with without_idle_warnings():
         trainer = make_trainer(config, steps, callbacks, folder, loggers.open())
-        for logger in trainer.loggers:
-            if isinstance(logger, Guarded):
-                logger.do(lambda inner: continue_metrics(inner, rows))
-        trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
+        begin(trainer, module, data, resume, rows)
     return finish(module, data, float(config.memory))
+
+
+@contextmanager
+def without_idle_warnings() -> Iterator[None]:
+    """Keep back what is true of every fit, and no fault."""
+    with warnings.catch_warnings():
+        for message in (
+            "does not have many workers",  # it must have none
+            "Experiment logs directory .* exists and is not empty",  # of the config
+            "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+            "module\\(s\\) in eval mode at the start of training",  # LoRA's frozen parts
+            "your dataloader is not resumable",  # ours is
+        ):
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        yield
+
+
+def begin(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    data: L.LightningDataModule,
+    resume: Path | None,
+    rows: list[dict[str, str]],
+) -> None:
+    """Fit, from the step that `resume` was saved at if there is one; `rows` of metrics are from before."""
+    for logger in trainer.loggers:
+        if isinstance(logger, Guarded):
+            logger.do(lambda inner: continue_metrics(inner, rows))
+    trainer.fit(module, data, ckpt_path=str(resume) if resume else None)
 
 
 def resumable_settings(config: DictConfig, data: VideoDataModule, steps: int) -> dict[str, Any]:

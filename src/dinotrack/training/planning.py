@@ -191,11 +191,13 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float) -> It
         4.0 * frames * cells * job.channels, max(0.0, room - start) / 2
     )  # what a budget lends, else block by block
     partners = min(frames, 2 * job.frame_pairs / frames)  # of a frame, at most: few where not all pairs are searched
-    product = max(4.0 * cells**2, min(PRODUCT, max(0.0, room - start) / 4, 4.0 * cells**2 * partners))
+    one_product = 4.0 * cells**2
+    product = max(one_product, min(PRODUCT, max(0.0, room - start) / 4, one_product * partners))
+    beside = max(0.0, probe.frame_pair.bytes - one_product)  # the probe's own product is no other one
     yield Need(
         "best buddies",
         both(job.frame_pairs * probe.frame_pair.seconds),
-        start + rows + product + probe.frame_pair.bytes,
+        start + rows + product + beside,
         rows,
         instead="unit features will be made block of frames by block",
         device=8.0 * cells * job.channels + product + probe.frame_pair.device,
