@@ -1,6 +1,6 @@
 """Compare what `dinotrack plan` says of memory with what its stages then hold, each in a process of its own.
 
-python -m scripts.plans           # three sizes, a few minutes; keeps docs/results/plans.json
+python -m scripts.plans [SIZE...] # three sizes, ten minutes; keeps docs/results/plans.json, where others keep their rows
 python -m scripts.plans --short   # the smallest; keeps nothing
 python -m scripts.plans --480p    # plans 1000 frames at 480p with ViT-L and 8 GB, some minutes; keeps docs/results/plan_480p.json
 """
@@ -24,7 +24,7 @@ WITHIN = 0.25
 SIZES = {
     "small": ["synthetic.frames=24", "synthetic.size=[192,144]", "resolution=192"],
     "wide": ["synthetic.frames=16", "synthetic.size=[480,270]", "resolution=480"],
-    "long": ["synthetic.frames=150", "synthetic.size=[112,84]", "resolution=112"],
+    "long": ["synthetic.frames=150", "synthetic.size=[112,84]", "synthetic.points=16", "resolution=112"],
 }
 COMMON = ["experiment=cpu_small", "video=synthetic", "logger=none", "threads=1", "queries=grid:16", "steps=6"]
 STAGES = {
@@ -83,9 +83,12 @@ if __name__ == "__main__":
         LONG.write_text(json.dumps({**plan_long(), **about}, indent=1) + "\n")
         sys.exit()
     short = "--short" in sys.argv
-    rows = [row for name in (["small"] if short else SIZES) for row in compare(name)]
+    asked = ["small"] if short else sys.argv[1:] or [*SIZES]
+    about = {"commit": commit(), "hardware": hardware()}
+    rows = [{**row, **about} for name in asked for row in compare(name)]
     if not short:
-        KEPT.write_text(json.dumps({"rows": rows, "commit": commit(), "hardware": hardware()}, indent=1) + "\n")
+        others = [row for row in json.loads(KEPT.read_text())["rows"] if row["size"] not in asked]
+        KEPT.write_text(json.dumps({"rows": [*others, *rows]}, indent=1) + "\n")
     worst = max(abs(row["off"]) for row in rows)
     print(f"at most {worst:.0%} off; allowed: {WITHIN:.0%}")
     sys.exit(worst > WITHIN)

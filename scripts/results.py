@@ -159,8 +159,14 @@ def plans() -> str:
         lines.append(f"| {' | '.join(cells).replace('%', ' %')} |")
     worst = max(abs(row["off"]) for row in kept["rows"])
     goal = "met" if worst < 0.25 else "MISSED"
-    note = f"Goal, within 25 % of the measured peak: {goal}. (commit {kept['commit']}; {kept['hardware']})"
+    note = f"Goal, within 25 % of the measured peak: {goal}. ({where(kept['rows'])})"
     return "\n".join([*lines, "", note])
+
+
+def where(rows: list[dict[str, Any]]) -> str:
+    """Commits and machines of some rows."""
+    commits, machines = (", ".join(sorted({row[key] for row in rows})) for key in ("commit", "hardware"))
+    return f"commit {commits}; {machines}"
 
 
 def plan_480p() -> str:
