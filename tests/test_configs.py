@@ -177,7 +177,7 @@ def test_every_logger_steps(name: str, video: Video, tmp_path: Path, monkeypatch
         assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
-@pytest.mark.parametrize("name", names("experiment"))
+@pytest.mark.parametrize("name", [name for name in names("experiment") if not name.startswith("chrono")])
 def test_every_experiment_steps(name: str, video: Video, tmp_path: Path) -> None:
     # Of the published networks with random weights, RAFT finds no tracklet.
     small = [*HIDDEN, "flow=dis", "backbone=dense_sift"] if name == "fast" else []

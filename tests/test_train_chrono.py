@@ -3,9 +3,11 @@
 import csv
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from hydra.errors import InstantiationException
 from safetensors.torch import load_file
@@ -18,7 +20,7 @@ from dinotrack.methods.dino_tracker import FORMAT
 from dinotrack.structs import FeatureMap
 from dinotrack.training.chrono_command import chrono_data, chrono_module, held_out, train_chrono
 from dinotrack.training.chrono_module import ChronoModule, chrono_losses
-from dinotrack.training.config import compose_config
+from dinotrack.training.config import compose_config, config_folder
 from dinotrack.training.held_out import clip_scores
 
 pytestmark = pytest.mark.usefixtures("three_blocks")
@@ -93,6 +95,24 @@ def test_training_tracks_as_the_tracker_does() -> None:
     share = torch.sigmoid(-logits).prod(-1)
     share[rows, clip.query] = 1
     assert (tracks.confidence - share).abs().max() < 1e-5
+
+
+ROWS = {
+    "attention": ("TemporalAttention", ["0", "1", "2"]),
+    "conv1d": ("TimeConvolution", ["0", "1", "2"]),
+    "conv3d": ("SpaceTimeConvolution", ["0", "1", "2"]),
+    "early": ("TemporalAttention", ["0", "1"]),
+    "later": ("TemporalAttention", ["2"]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config_folder() / "temporal").glob("*.yaml")))
+def test_the_rows_of_the_ablation_at_the_small_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=4))
+    module = chrono_module(compose_config("train-chrono", "chrono_small", [f"temporal={name}"]))
+    adapters = {number: type(each.attn_temp).__name__ for number, each in module.adapters.named_children()}
+    kind, numbers = ROWS[name]
+    assert adapters == dict.fromkeys(numbers, kind)
 
 
 def test_a_training_moves_adapters_and_leaves_the_vit(tmp_path: Path) -> None:
