@@ -24,7 +24,7 @@ WITHIN = 0.25
 SIZES = {
     "small": ["synthetic.frames=24", "synthetic.size=[192,144]", "resolution=192"],
     "wide": ["synthetic.frames=16", "synthetic.size=[480,270]", "resolution=480"],
-    "long": ["synthetic.frames=150", "synthetic.size=[112,84]", "synthetic.points=16", "resolution=112"],
+    "long": ["synthetic.frames=150", "synthetic.size=[112,84]", "+synthetic.points=16", "resolution=112"],
 }
 COMMON = ["experiment=cpu_small", "video=synthetic", "logger=none", "threads=1", "queries=grid:16", "steps=6"]
 STAGES = {
