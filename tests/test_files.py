@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from dinotrack.errors import DinotrackError
 from dinotrack.files import leftovers, remove_leftovers, temporary_beside, write_atomically
@@ -70,3 +72,12 @@ def test_a_full_disk_is_called_the_same_whoever_finds_it(error: Exception, tmp_p
     line = r"^cannot write .*a\.json: No space left on device; free space or choose another folder$"
     with pytest.raises(DinotrackError, match=line):
         write_atomically(tmp_path / "a.json", write)
+
+
+def test_others_may_read_what_the_users_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "a.safetensors", lambda name: save_file({"x": torch.zeros(1)}, name))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640

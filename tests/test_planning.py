@@ -157,3 +157,11 @@ def test_estimates_are_within_a_quarter_of_what_each_command_then_holds() -> Non
     rows = plans.compare("small")
     assert [row["command"] for row in rows] == ["preprocess", "fit", "track"]
     assert max(abs(row["off"]) for row in rows) < plans.WITHIN
+
+
+def test_the_kept_estimates_of_three_sizes_are_within_a_quarter() -> None:
+    rows = json.loads(plans.KEPT.read_text())["rows"]
+    assert {row["size"] for row in rows} == {*plans.SIZES} and len(rows) == 9
+    for row in rows:
+        assert row["off"] == pytest.approx(row["planned_mb"] / row["measured_mb"] - 1, abs=2e-3)
+        assert abs(row["off"]) < plans.WITHIN, row

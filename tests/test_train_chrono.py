@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +41,7 @@ TINY = [
     "device=cpu",
     "logger=none",
 ]
+WATCHED = ("held_out.data=synthetic", "held_out.clips=2", "held_out.every=2", "chrono.lr=1e-2")
 
 
 def config(*words: str):
@@ -95,6 +98,20 @@ def test_training_tracks_as_the_tracker_does() -> None:
     share = torch.sigmoid(-logits).prod(-1)
     share[rows, clip.query] = 1
     assert (tracks.confidence - share).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    words = [*TINY, *WATCHED, "steps=3", "checkpoint_every=1", "trainer.devices=2", "trainer.strategy=ddp"]
+    words += ["backbone.layer=2", f"hydra.run.dir={tmp_path / 'two'}"]
+    ran = subprocess.run([sys.executable, "-m", "dinotrack", "train-chrono", *words], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("held-out clips") == 1  # one of them speaks
+    found = load_file(tmp_path / "two" / "adapters.safetensors")
+    assert all(value.isfinite().all() for value in found.values()) and found["adapters.0.conv2.weight"].any()
+    assert not [*tmp_path.rglob(".*")]
+    with open(tmp_path / "two" / "held_out.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "0", "2", "2", "3", "3"]
 
 
 ROWS = {
@@ -177,9 +194,6 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
 def test_a_batch_moves_with_its_clip() -> None:
     clip = TrainingClip(torch.zeros(2, 3, 4, 4), torch.zeros(1).long(), torch.zeros(1, 2, 2), torch.zeros(1, 2))
     assert clip.to("meta").images.device.type == "meta"
-
-
-WATCHED = ("held_out.data=synthetic", "held_out.clips=2", "held_out.every=2", "chrono.lr=1e-2")
 
 
 def test_held_out_clips_are_scored_before_between_and_at_the_end(tmp_path: Path) -> None:

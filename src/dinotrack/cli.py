@@ -115,6 +115,8 @@ def hydra_command(command: str, rest: Sequence[str]) -> None:
                 raise Stopped(f"stopped by {error}", how_to_go_on(command, folder), error.number) from None
 
         jobs.use_threads(config)
+        # With several devices Lightning begins this command anew for each of the others, by these words.
+        sys.argv = [str(Path(__file__).with_name("__main__.py")), command, *words]
         try:
             code = plainly(job)
         finally:

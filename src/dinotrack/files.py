@@ -84,7 +84,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with saying_where(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path)
+            temporary.touch()
+            mode = temporary.stat().st_mode
             write(temporary)
+            temporary.chmod(
+                mode
+            )  # a writer that makes a file of its own, as safetensors' does, makes it for one user alone
             flush_to_disk(temporary)
             os.replace(temporary, path)
     finally:

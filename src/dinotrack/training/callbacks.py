@@ -121,7 +121,8 @@ class StepProgress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.bar = make_bar()
-        self.bar.start()
+        if trainer.is_global_zero:  # of several processes one shows it
+            self.bar.start()
         self.task = self.bar.add_task("fit", total=trainer.max_steps, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:

@@ -39,9 +39,11 @@ def save_resumable(trainer: L.Trainer, state: dict[str, Any], path: Path) -> lis
     Lightning logs a step after callbacks have seen its end, and its CSV logger begins by deleting what is there: rows that were
     not in the state could be lost at a kill. Of a logger that has failed they are the last that were known.
     """
+    own = state["callbacks"]["Resumable"]
+    if not trainer.is_global_zero:  # of several processes one writes
+        return own["metrics"]
     for logger in trainer.loggers:
         logger.save()
-    own = state["callbacks"]["Resumable"]
     if any(isinstance(unguarded(logger), CSVLogger) for logger in trainer.loggers):
         own["metrics"] = read_metrics(path.parent, state["global_step"])
     write_atomically(path, lambda name: trainer.strategy.save_checkpoint(state, name))
