@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import reference, run, stages
+from benchmarks import reference, run, stages, throughput
 from benchmarks.inputs import SIZES, Inputs, Size
 from benchmarks.stages import STAGES, Stage, dense_chains, full_step
 
@@ -163,3 +163,15 @@ def test_without_late_losses_a_step_is_another(inputs: Inputs) -> None:
     """So that the two stages of the table are two."""
     small = replace(inputs, seed=3)
     assert full_step(small, late=False)[0]() != full_step(small, late=True)[0]()
+
+
+def test_points_per_second_of_every_way_and_number_of_queries(inputs: Inputs, tmp_path: Path) -> None:
+    rows = throughput.measured(inputs, (1, 3), repeats=1)
+    assert [(row["queries"], row["method"]) for row in rows] == [
+        (n, way) for n in (1, 3) for way in throughput.ways(inputs)
+    ]
+    assert all(row["points_per_second"] * row["seconds"] == pytest.approx(row["queries"] * TINY.frames) for row in rows)
+    queries = throughput.random_queries(inputs, 5)
+    tracks = {name: way(queries) for name, way in throughput.ways(inputs).items()}
+    assert torch.equal(tracks["chrono"].xy[torch.arange(5), queries[:, 0].long()], queries[:, 1:])
+    assert tracks["dino_tracker_positions"].shape == tracks["dino_tracker"].xy.shape == (5, TINY.frames, 2)
