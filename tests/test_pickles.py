@@ -3,6 +3,7 @@
 import os
 import pickle
 import pickletools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,30 @@ def test_small_files_cannot_ask_for_much_memory(tmp_path: Path) -> None:
     many = b"\x80\x02" + text + b"q\x00" + codec + b"q\x01" + b"(" + b"h\x01h\x00\x85R" * 1000 + b"l."
     with pytest.raises(DinotrackError, match="makes more bytes than it has"):
         read_pickle(raw(tmp_path, many))
+
+
+HUGE = (3 * 2**30).to_bytes(8, "little")
+"""A length of 3 GiB."""
+
+
+@pytest.mark.parametrize("code", [pickle.FRAME, pickle.BYTEARRAY8, pickle.BINBYTES8, pickle.BINUNICODE8])
+def test_a_length_in_a_file_reserves_nothing(code: bytes, tmp_path: Path) -> None:
+    """Found by atheris: a bytearray was made as long as the file said, before it was read."""
+    for head in (b"\x80\x05", b"\x80\x05\x95" + (14).to_bytes(8, "little")):  # without and within a frame
+        path = tmp_path / "huge.pkl"
+        path.write_bytes(head + code + HUGE + b"short.")
+        tracemalloc.start()
+        with pytest.raises(DinotrackError, match=r"huge\.pkl is damaged"):
+            read_pickle(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1e7
+
+
+def test_a_bytearray_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "long.pkl"
+    path.write_bytes(pickle.dumps({"a": bytearray(range(256)) * 1000}, 5))
+    assert read_pickle(path)["a"] == bytearray(range(256)) * 1000
 
 
 def test_keys_are_plain_values_too(tmp_path: Path) -> None:

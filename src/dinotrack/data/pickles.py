@@ -10,7 +10,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -124,12 +124,31 @@ _NDARRAY = object()
 """Stands for `numpy.ndarray`, which a pickle only ever hands to `_reconstruct`."""
 
 
+class _Bounded:
+    """A file that is never asked for more than it has: Python reserves what is asked for, and nine bytes may ask for gigabytes."""
+
+    def __init__(self, file: io.BufferedIOBase, size: int) -> None:
+        self.file, self.size, self.readline = file, size, file.readline
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, self.size))
+
+
 class _PlainUnpickler(pickle._Unpickler):
     """Python's own unpickler, not the one in C: nine bytes make that one reserve gigabytes for its memo."""
 
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+
     def __init__(self, file: io.BufferedIOBase, size: int) -> None:
-        super().__init__(file, encoding="bytes")  # what Python 2 wrote as str may be binary
+        super().__init__(_Bounded(file, size), encoding="bytes")  # what Python 2 wrote as str may be binary
         self.known = _stand_ins(size)
+
+    def load_bytearray8(self) -> None:
+        """Read a bytearray; Python's own way makes it as long as the file says, then reads."""
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
