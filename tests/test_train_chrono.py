@@ -20,7 +20,8 @@ from dinotrack.errors import DinotrackError
 from dinotrack.methods.chrono import ChronoTracker
 from dinotrack.methods.dino_tracker import FORMAT
 from dinotrack.structs import FeatureMap
-from dinotrack.training.chrono_command import chrono_data, chrono_module, held_out, train_chrono
+from dinotrack.training.chrono_command import chrono_data, chrono_module, held_out, listing, train_chrono
+from dinotrack.training.chrono_data import Onwards
 from dinotrack.training.chrono_module import ChronoModule, chrono_losses
 from dinotrack.training.config import compose_config, config_folder
 from dinotrack.training.held_out import clip_scores
@@ -102,8 +103,8 @@ def test_training_tracks_as_the_tracker_does() -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path: Path) -> None:
-    words = [*TINY, *WATCHED, "steps=3", "checkpoint_every=1", "trainer.devices=2", "trainer.strategy=ddp"]
-    words += ["backbone.layer=2", f"hydra.run.dir={tmp_path / 'two'}"]
+    words = [*TINY, *WATCHED, "steps=4", "checkpoint_every=2", "trainer.devices=2", "trainer.strategy=ddp", "threads=1"]
+    words += ["clips.workers=1", "backbone.layer=2", f"hydra.run.dir={tmp_path / 'two'}"]
     ran = subprocess.run([sys.executable, "-m", "dinotrack", "train-chrono", *words], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("held-out clips") == 1  # one of them speaks
@@ -111,7 +112,7 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in found.values()) and found["adapters.0.conv2.weight"].any()
     assert not [*tmp_path.rglob(".*")]
     with open(tmp_path / "two" / "held_out.csv", newline="") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["0", "0", "2", "2", "3", "3"]
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "0", "2", "2", "4", "4"]
 
 
 ROWS = {
@@ -183,10 +184,22 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         (["steps=0"], "steps=0"),
         (["backbone.adapted=[]"], "nothing to train"),
         (["clips.points=0"], "points=0"),
+        (["clips.workers=-1"], "workers=-1"),
+        (["seed=-1"], "seed=-1"),
+        (["checkpoint_every=0"], "checkpoint_every=0"),
+        (["chrono.warm_up=1"], "warm_up=1"),
+        (["chrono.lr=0"], "lr=0"),
+        (["backbone.upscale=2"], "it is method.upscale=3.5"),
         ([f"data={tmp_path}"], "no clips there"),
     ):
         with pytest.raises((DinotrackError, InstantiationException), match=message):
-            train_chrono(config(*words))
+            train_chrono(config(*words), tmp_path / "run")
+    for words, message in (
+        ([f"data={tmp_path}", f"held_out.data={tmp_path}/."], "is what is trained on"),
+        (["held_out.data=synthetic", "held_out.clips=5001"], "expected at most 5000"),
+    ):
+        with pytest.raises(DinotrackError, match=message):
+            held_out(config(*words))
     with pytest.raises(DinotrackError, match="take backbone=chrono"):
         train_chrono(compose_config("train-chrono", overrides=["data=synthetic", "backbone=dense_sift", "steps=1"]))
 
@@ -248,3 +261,48 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_been(tmp_path: Path, monke
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     with pytest.raises(SystemExit):
         main(["train-chrono", *words, "chrono.lr=1e-3", f"hydra.run.dir={tmp_path / 'stopped'}", "resume=true"])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_very_short_trainings_have_a_schedule_too(steps: int) -> None:
+    assert all(value.isfinite().all() for value in train_chrono(config(f"steps={steps}")).parameters())
+
+
+def test_a_position_that_no_one_sees_may_be_anything(rng: torch.Generator) -> None:
+    xy, truth = (20 * torch.rand(3, 4, 2, generator=rng) for _ in range(2))
+    occluded = torch.tensor([[0.0, 1.0, 0.0, 1.0]]).expand(3, -1)
+    expected = chrono_losses(xy, torch.zeros(3, 4, 2), truth, occluded)
+    truth[:, 1] = torch.nan  # frame 1, where all are occluded
+    found = chrono_losses(xy, torch.zeros(3, 4, 2), truth, occluded)
+    assert {name: float(value) for name, value in found.items()} == {k: float(v) for k, v in expected.items()}
+
+
+def test_processes_share_the_clips_out_and_a_resumed_one_has_the_rest() -> None:
+    shares = [list(Onwards(4, 12, rank, 2)) for rank in (0, 1)]
+    assert shares == [[4, 6, 8, 10], [5, 7, 9, 11]] and len(Onwards(4, 12, 0, 2)) == 6
+    data = chrono_data(config("+trainer.accumulate_grad_batches=2", "steps=3"), devices=2, done=1)
+    assert (len(data.clips), data.first) == (12, 4)
+
+
+def test_what_a_reading_process_says_comes_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(DinotrackError) as caught:
+        train_chrono(config(f"data={tmp_path}", "clips.workers=1"))
+    assert "a.npz" in str(caught.value) and "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+def test_a_folder_that_changed_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.npz").write_bytes(b"any")
+    before = listing(str(tmp_path))
+    (tmp_path / "b.npz").write_bytes(b"other")
+    changed = listing(str(tmp_path))
+    (tmp_path / "b.npz").unlink()
+    assert len({before, changed, listing(str(tmp_path))}) == 3
+
+
+def test_a_wrong_objective_is_named_before_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train-chrono", *TINY, *WATCHED, "objective=delta_seg", f"hydra.run.dir={tmp_path}"])
+    assert "held-out clips give delta_avg, oa, aj" in capsys.readouterr().err
+    assert not (tmp_path / "resume.ckpt").exists()

@@ -139,6 +139,13 @@ class StepProgress(L.Callback):
         self.bar.stop()
 
 
+def received_by_any(trainer: L.Trainer, own: Signals | None) -> Signals | None:
+    """The signal that this process has, or that another of several has: they stop at the same step."""
+    if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(own is not None, all=False):
+        return own or Signals.SIGTERM
+    return own
+
+
 class Resumable(L.Callback):
     """Keeps `path` so that a stopped run can go on: every `every` steps, at the end, and when a signal asks the fit to stop.
 
@@ -147,6 +154,8 @@ class Resumable(L.Callback):
     """
 
     def __init__(self, path: Path, every: int = 500, settings: dict[str, Any] | None = None) -> None:
+        if every < 1:
+            raise DinotrackError(f"checkpoint_every={every}: expected at least 1")
         self.path, self.every, self.settings = path, every, settings or {}
         self.signals = StopSignals()
         self.saved_for: Signals | None = None
@@ -157,7 +166,7 @@ class Resumable(L.Callback):
         self.signals.install()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
-        self.saved_for = self.signals.received
+        self.saved_for = received_by_any(trainer, self.signals.received)
         last = trainer.should_stop or trainer.global_step == trainer.max_steps
         if self.saved_for or last or trainer.global_step % self.every == 0:
             self.state = resumable_state(trainer)

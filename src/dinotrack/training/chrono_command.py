@@ -1,6 +1,9 @@
 """`dinotrack train-chrono`: adapters and visibility trained on clips with known tracks."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from safetensors.torch import save_file
 
 from dinotrack.backbones import identity
 from dinotrack.chrono_weights import part, read_chrono
-from dinotrack.data.point_clips import open_clips
+from dinotrack.data.point_clips import SYNTHETIC, ExportedClips, KubricClips, SyntheticClips, open_clips
 from dinotrack.differences import flatten
 from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import plain
@@ -54,18 +57,32 @@ def clip_settings(config: DictConfig, *, augment: bool) -> ClipSettings:
     return ClipSettings(config.clips.frames, size, config.clips.points, augment)
 
 
-def chrono_data(config: DictConfig, devices: int = 1, done: int = 0) -> ChronoDataModule:
-    """The clips of a config, one for each step and device, but those of the steps that are `done`."""
+def data_of(config: DictConfig) -> str:
+    """What `data` names.
+
+    Raises:
+        DinotrackError: where it names nothing.
+    """
     if OmegaConf.is_missing(config, "data"):
         raise DinotrackError("no clips given; add data=synthetic, or data=FOLDER of exported or of Kubric clips")
+    return str(config.data)
+
+
+def chrono_data(config: DictConfig, devices: int = 1, done: int = 0) -> ChronoDataModule:
+    """The clips of a config, one for each step, device and accumulated gradient, but those of the steps that are `done`."""
     settings = clip_settings(config, augment=config.clips.augment)
-    found = open_clips(str(config.data), {"frames": settings.frames, "size": settings.size, "points": settings.points})
-    clips = TrainingClips(found, settings, config.steps * devices, config.seed)
-    return ChronoDataModule(clips, config.clips.workers, done * devices)
+    each = devices * config.trainer.get("accumulate_grad_batches", 1)
+    found = open_clips(data_of(config), {"frames": settings.frames, "size": settings.size, "points": settings.points})
+    clips = TrainingClips(found, settings, config.steps * each, config.seed)
+    return ChronoDataModule(clips, config.clips.workers, done * each)
 
 
 def held_out(config: DictConfig) -> HeldOut | None:
-    """What scores the clips that `held_out.data` names, if it names any; no seed changes them."""
+    """What scores the clips that `held_out.data` names, if it names any; no seed changes them.
+
+    Raises:
+        DinotrackError: for clips that are not there, or that the training sees.
+    """
     wanted = config.held_out
     if wanted.data is None:
         return None
@@ -73,12 +90,28 @@ def held_out(config: DictConfig) -> HeldOut | None:
         raise DinotrackError(
             f"held_out.clips={wanted.clips}, every={wanted.every}: expected 1 or more; held_out.data=null scores none"
         )
+    check_apart(data_of(config), str(wanted.data), wanted.clips)
     settings = clip_settings(config, augment=False)
     synthetic: Any = {"frames": settings.frames, "size": settings.size, "points": settings.points, "first": UNSEEN}
     clips = open_clips(str(wanted.data), synthetic)
     if wanted.clips > len(clips):
         raise DinotrackError(f"held_out.clips={wanted.clips}: {wanted.data} has {len(clips)}")
     return HeldOut(TrainingClips(clips, settings, wanted.clips), wanted.every)
+
+
+def check_apart(trained: str, scored: str, clips: int) -> None:
+    """Let pass held-out clips that are none of the training's.
+
+    Raises:
+        DinotrackError: for the same folder, or so many synthetic clips that the training's begin among them.
+    """
+    if scored == SYNTHETIC:
+        if clips > SyntheticClips().first - UNSEEN:
+            raise DinotrackError(
+                f"held_out.clips={clips}: expected at most {SyntheticClips().first - UNSEEN} synthetic ones"
+            )
+    elif Path(scored).expanduser().resolve() == Path(trained).expanduser().resolve():
+        raise DinotrackError(f"held_out.data={scored} is what is trained on; give a folder of other clips")
 
 
 def train_chrono(
@@ -96,38 +129,74 @@ def train_chrono(
     """
     if config.steps < 1:
         raise DinotrackError(f"steps={config.steps}: expected at least 1; as published 100 000")
+    if config.seed < 0:
+        raise DinotrackError(f"seed={config.seed}: expected 0 or more")
     L.seed_everything(config.seed, verbose=False)
     module = chrono_module(config)
-    settings = training_settings(config, module.backbone.settings)
-    resume = folder / RESUME if folder and config.resume and (folder / RESUME).exists() else None
-    before: dict[str, Any] = read_resumable(resume, settings) if resume else {"global_step": 0}
-    rows = before["callbacks"]["Resumable"]["metrics"] if resume else []
     callbacks: list[L.Callback] = [watched] if watched else []
-    if folder:
-        callbacks.append(Resumable(folder / RESUME, config.checkpoint_every, settings))
+    keeper = Resumable(folder / RESUME, config.checkpoint_every) if folder else None
+    if keeper:
+        callbacks.append(keeper)
     if progress is not silent:
         callbacks.append(StepProgress())
     with without_idle_warnings():
         trainer = make_trainer(config, config.steps, callbacks, folder, loggers.open() if loggers else ())
+        if is_job() and trainer.world_size > 1:
+            raise DinotrackError("a job of a multirun trains on one device; train with several by a command without -m")
+        settings = training_settings(config, module.backbone.settings, trainer)
+        resume = folder / RESUME if folder and config.resume and (folder / RESUME).exists() else None
+        before: dict[str, Any] = read_resumable(resume, settings) if resume else {"global_step": 0}
+        rows = before["callbacks"]["Resumable"]["metrics"] if resume else []
+        if keeper:
+            keeper.settings = settings
         data = chrono_data(config, trainer.world_size, before["global_step"])
-        begin(trainer, module, data, resume, rows)
+        with in_a_workers_words():
+            begin(trainer, module, data, resume, rows)
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise DinotrackError("the training diverged: its weights are no longer finite; lower chrono.lr")
     return module
 
 
-def training_settings(config: DictConfig, backbone: Mapping[str, Any]) -> dict[str, Any]:
+@contextmanager
+def in_a_workers_words() -> Iterator[None]:
+    """Hand on what a process that reads clips says, without the traceback that torch puts around it."""
+    try:
+        yield
+    except DinotrackError as error:
+        text, name = str(error), f"{DinotrackError.__name__}: "
+        if not text.startswith("Caught "):
+            raise
+        raise DinotrackError(text.rpartition(name)[2].strip()) from error
+
+
+def training_settings(config: DictConfig, backbone: Mapping[str, Any], trainer: L.Trainer) -> dict[str, Any]:
     """What must be the same for a training to go on, as dotted names and plain values."""
     whole: Any = OmegaConf.to_container(config, resolve=True)
     nested = {name: whole[name] for name in ("data", "steps", "chrono", "method", "held_out", "seed")}
     clips = {name: value for name, value in whole["clips"].items() if name != "workers"}
-    trainer = {name: whole["trainer"][name] for name in ("precision", "gradient_clip_val", "devices")}
-    return flatten({**nested, "clips": clips, "backbone": identity(dict(backbone)), "trainer": trainer})
+    clips |= {"trained_on": listing(data_of(config)), "held_out": listing(whole["held_out"]["data"])}
+    ran = {name: whole["trainer"].get(name) for name in ("gradient_clip_val", "accumulate_grad_batches")}
+    ran |= {"precision": str(trainer.precision), "processes": trainer.world_size}
+    ran |= {"device": trainer.strategy.root_device.type}
+    return flatten({**nested, "clips": clips, "backbone": identity(dict(backbone)), "trainer": ran})
+
+
+def listing(data: str | None) -> str:
+    """A checksum of names and sizes of the clips that `data` names."""
+    if data in (None, SYNTHETIC):
+        return str(data)
+    clips = open_clips(str(data), {})
+    files = clips.paths if isinstance(clips, ExportedClips) else []
+    files = [path / f"{path.name}.npy" for path in clips.folders] if isinstance(clips, KubricClips) else files
+    return hashlib.sha256(repr([(path.name, path.stat().st_size) for path in files]).encode()).hexdigest()[:16]
 
 
 def train_chrono_command(config: DictConfig, folder: Path) -> dict[str, TapVidScores]:
     """Train, and write the adapters, which `backbone.adapters=` reads; returns the scores of held-out clips."""
     stages, watched = Stages(), held_out(config)
+    scores_there = [each.name for each in fields(TapVidScores) if each.type is float]
+    if config.objective is not None and str(config.objective).lower() not in scores_there:
+        raise DinotrackError(f"objective={config.objective}: held-out clips give {', '.join(scores_there)}")
     if is_job() and config.objective is not None and watched is None:
         raise DinotrackError(
             f"objective={config.objective} is a score of held-out clips; add held_out.data=synthetic, or a folder"

@@ -55,25 +55,30 @@ class TrainingClips(Dataset[TrainingClip]):
 
 
 class Onwards(Sampler[int]):
-    """Numbers from `first` on; its length is that of the whole training, of which a resumed one is the rest."""
+    """Numbers from `first` on, of `world` processes every one its own; the length is that of the whole training, of which a
+    resumed one is the rest.
+    """
 
-    def __init__(self, first: int, length: int) -> None:
-        self.first, self.length = first, length
+    def __init__(self, first: int, length: int, rank: int = 0, world: int = 1) -> None:
+        self.first, self.length, self.rank, self.world = first, length, rank, world
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.world
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first, self.length))
+        return iter(range(self.first + self.rank, self.length, self.world))
 
 
 class ChronoDataModule(L.LightningDataModule):
-    """One clip a step and device, from number `first` on; under DDP Lightning gives each process its share of them."""
+    """One clip a step and device, from number `first` on; the processes of several devices take turns."""
 
     def __init__(self, clips: TrainingClips, workers: int = 0, first: int = 0) -> None:
         super().__init__()
+        if workers < 0:
+            raise DinotrackError(f"clips.workers={workers}: expected 0 or more")
         self.clips, self.workers, self.first = clips, workers, first
 
     def train_dataloader(self) -> DataLoader[TrainingClip]:
-        sampler = Onwards(self.first, len(self.clips))
+        process = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = Onwards(self.first, len(self.clips), *process)
         return DataLoader(self.clips, batch_size=None, sampler=sampler, num_workers=self.workers)

@@ -31,6 +31,7 @@ def chrono_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     """The three terms of §8, means over all points: position, occlusion, and whether the error exceeds `far`; in pixels of 256."""
     visible, error = 1 - occluded, (xy - truth).norm(dim=-1)
+    error = torch.where(occluded > 0, 0.0, error)  # whatever a file says of a position that no one sees
     huber = F.huber_loss(error, torch.zeros_like(error), delta=delta, reduction="none")
     off = F.binary_cross_entropy_with_logits(logits[..., 1], (error.detach() > far).float(), reduction="none")
     return {
@@ -58,6 +59,11 @@ class ChronoModule(L.LightningModule):
         super().__init__()
         if not len(backbone.adapters):
             raise DinotrackError("backbone.adapted names no block, so there is nothing to train; take all")
+        if not (lr > 0 and weight_decay >= 0 and 0 <= warm_up < 1):
+            raise DinotrackError(
+                f"chrono.lr={lr}, weight_decay={weight_decay}, warm_up={warm_up}: expected a positive rate, 0 or more, and a share "
+                "of the steps below 1"
+            )
         self.backbone = backbone  # no module: the frozen ViT is neither moved nor saved with this one
         self.adapters, self.visibility = backbone.adapters, VisibilityHead()
         self.locate = [chrono_head(backbone.grid.stride, **head)]  # in a list, since it has nothing to train or to save
@@ -99,7 +105,7 @@ class ChronoModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         parameters = [*self.adapters.parameters(), *self.visibility.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
-        steps = max(2, int(self.trainer.max_steps))
+        steps = max(3, int(self.trainer.max_steps))
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=self.lr,

@@ -27,6 +27,11 @@ def chrono_backbone(config: DictConfig) -> ChronoBackbone:
         raise DinotrackError(
             f"method=chrono is for a backbone with adapters, not {config.backbone._target_}; take backbone=chrono_s14 or chrono_b14"
         )
+    own = config.backbone.upscale
+    if own not in (1, config.method.upscale):
+        raise DinotrackError(
+            f"backbone.upscale={own}: under method=chrono it is method.upscale={config.method.upscale}"
+        )
     return instantiate(config.backbone, upscale=config.method.upscale)
 
 

@@ -89,6 +89,8 @@ def preprocess_command(config: DictConfig, folder: Path) -> None:
 
 def plan_command(config: DictConfig, folder: Path) -> None:
     """Print what a run will take, and keep it as plan.json."""
+    if config.method.name in UNFITTED:
+        raise DinotrackError(f"a plan is of a fit, and method={config.method.name} has none; take method=dino_tracker")
     video = video_of(config)
     found = planned(config, video, len(queries_of(config, video)), len(truth_of(config, video)))
     show_plan(found, say)

@@ -28,7 +28,8 @@ def resumable_state(trainer: L.Trainer) -> dict[str, Any]:
     module = trainer.lightning_module
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise DinotrackError(
-            f"the fit diverged before step {trainer.global_step}; lower method.module.lr, and start again"
+            f"the fit diverged before step {trainer.global_step}; lower the learning rate (method.module.lr, chrono.lr), "
+            "and start again"
         )
     return copy.deepcopy(trainer._checkpoint_connector.dump_checkpoint(weights_only=False))
 
