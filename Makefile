@@ -21,7 +21,7 @@ demo: install  ## the main job on three synthetic videos, beside two baselines
 	$(BIN)/dinotrack demo
 
 test: install  ## the tests, at most 5 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 -m "not slow" --durations=10
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --durations=10
 
 check: install  ## formatting, lint, types, rooms
 	$(BIN)/ruff format --check .

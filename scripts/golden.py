@@ -26,7 +26,8 @@ def golden_run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         folder.mkdir()
-        overrides = ["logger=csv", f"cache_dir={scratch}/cache", "queries=grid:16", "render=false", "baselines=false"]
+        overrides = ["logger=csv", f"cache_dir={scratch}/cache", "queries=grid:16"]
+        overrides += ["render=false", "baselines=false", "plan=false"]
         run_command(compose_config("run", "tiny", overrides), folder)
         with open(folder / "metrics.csv", newline="") as file:
             rows = {int(row["step"]): row for row in csv.DictReader(file)}

@@ -1,12 +1,16 @@
 """What all tests share: one thread, a cache of their own, and a way around the guard."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import hydra
 import jaxtyping
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 
 # Small tensors gain nothing from more, and on a busy machine two threads that wait for each other cost thirty times as much.
 torch.set_num_threads(1)
@@ -27,6 +31,23 @@ def no_wandb() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
         patch.delenv("WANDB_API_KEY", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_composition() -> Iterator[None]:
+    """A command's config is composed once, not a second time for `hydra.mode`, which none of ours sets; so are the same words."""
+    composed = dict[Any, Any]()
+
+    def compose(name: str, overrides: Sequence[str] = (), **options: Any) -> Any:
+        key = name, *overrides, *options.items()
+        if key not in composed:
+            composed[key] = hydra.compose(name, overrides=list(overrides), **options)
+        return copy.deepcopy(composed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        patch.setattr("dinotrack.training.config.compose", compose)
         yield
 
 

@@ -273,6 +273,7 @@ def test_metas_and_timms_files_give_the_same_features(files: dict[str, Path], tm
     assert found.settings["weights"] != expected.settings["weights"]
 
 
+@pytest.mark.usefixtures("three_blocks")
 def test_random_weights_follow_the_seed_alone() -> None:
     image = noise(1, 3, 14, 21)
     state = torch.get_rng_state()

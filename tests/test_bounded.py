@@ -61,6 +61,7 @@ def chain(folder: Path, *words: str) -> tuple[Tracks, Tracks, PairTable]:
     return tracker.track(QUERIES), again.track(QUERIES), data.store.refined
 
 
+@pytest.mark.usefixtures("three_blocks")
 @pytest.mark.parametrize("words", [DELTA, LORA])
 def test_a_bounded_chain_gives_the_same_tracks(
     words: list[str], tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch

@@ -292,6 +292,7 @@ def test_part_of_a_synthetic_video_is_scored_on_its_own_frames(tmp_path: Path) -
         f"hydra.run.dir={tmp_path / 'run'}",
         f"cache_dir={tmp_path / 'cache'}",
         "render=false",
+        "plan=false",
         "queries=grid:16",
     ]
     call("run", *TINY, "start=2", "stop=7", *options)

@@ -38,6 +38,12 @@ def video() -> Video:
     return synthetic_clip(seed=1, frames=4, size=(64, 48), points=8).video
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What settings that differ in a fit alone share."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def tiny_backbone(name: str) -> list[str]:
     return [] if name.startswith("dense_sift") else ["backbone.layer=1", "backbone.stride=14", "resolution=84"]
 
@@ -46,9 +52,9 @@ def tiny_flow(name: str) -> list[str]:
     return ["flow.updates=1"] if name == "raft" else []
 
 
-def step(video: Video, tmp_path: Path, overrides: list[str]) -> None:
+def step(video: Video, cache: Path, tmp_path: Path, overrides: list[str]) -> None:
     hidden = [] if any("lora" in word for word in overrides) else HIDDEN
-    config = compose_config("fit", overrides=[*BASE, *RANDOM_SMALL, *hidden, f"cache_dir={tmp_path}", *overrides])
+    config = compose_config("fit", overrides=[*BASE, *RANDOM_SMALL, *hidden, f"cache_dir={cache}", *overrides])
     data = prepare(config, video)
     tracker = train(config, data, folder=tmp_path)
     assert tracker.track(torch.tensor([[0.0, 30.0, 20.0]])).xy.isfinite().all()
@@ -84,25 +90,29 @@ def test_every_clip_of_the_ablations_names_a_video_with_truth(name: str) -> None
 UNFITTED = ("raw_features", "flow_chain", "flow_chain_256")
 
 
+@pytest.mark.usefixtures("three_blocks")
 @pytest.mark.parametrize("name", names("ablation"))
-def test_every_ablation_steps(name: str, video: Video, tmp_path: Path) -> None:
+def test_every_ablation_steps(name: str, video: Video, cache: Path, tmp_path: Path) -> None:
     if name in UNFITTED:
-        settings = [*BASE, *RANDOM, f"cache_dir={tmp_path}", "video=x", f"ablation={name}"]
+        settings = [*BASE, *RANDOM, f"cache_dir={cache}", "video=x", f"ablation={name}"]
         tracks = unfitted_tracker(compose_config("run", overrides=settings), video).track(torch.zeros(1, 3))
         assert tracks.xy.shape == (1, 4, 2) and tracks.xy.isfinite().all()
     elif name == "lora":
         pytest.importorskip("peft", reason="LoRA is an extra")
-        step(video[:2], tmp_path, ["ablation=lora", "backbone=dinov2_vits14", "backbone.layer=2", "resolution=84"])
+        step(
+            video[:2], cache, tmp_path, ["ablation=lora", "backbone=dinov2_vits14", "backbone.layer=2", "resolution=84"]
+        )
     else:
-        step(video, tmp_path, [f"ablation={name}", "supervision.gamma=50"])
+        step(video, cache, tmp_path, [f"ablation={name}", "supervision.gamma=50"])
 
 
+@pytest.mark.usefixtures("three_blocks")
 @pytest.mark.parametrize(
     ("overrides", "channels"),
     [(["backbone.layer=1"], 384), (["backbone.layer=3"], 384), *[([f"backbone.facet={f}"], 384) for f in FACETS]],
 )
 def test_layers_and_facets_of_a_small_vit_step(
-    overrides: list[str], channels: int, video: Video, tmp_path: Path
+    overrides: list[str], channels: int, video: Video, cache: Path, tmp_path: Path
 ) -> None:
     small = [
         "backbone=dinov2_vits14",
@@ -111,12 +121,13 @@ def test_layers_and_facets_of_a_small_vit_step(
         "backbone.layer=2",
         "supervision.gamma=50",
     ]
-    step(video[:2], tmp_path, [*small, *overrides])
-    settings = [*BASE, *RANDOM, f"cache_dir={tmp_path}", "video=x", "ablation=raw_features", *small, *overrides]
+    step(video[:2], cache, tmp_path, [*small, *overrides])
+    settings = [*BASE, *RANDOM, f"cache_dir={cache}", "video=x", "ablation=raw_features", *small, *overrides]
     tracker = unfitted_tracker(compose_config("run", overrides=settings), video[:2])
     assert isinstance(tracker, FeatureTracker) and tracker.features.values.shape[1] == channels
 
 
+@pytest.mark.usefixtures("three_blocks")
 def test_settings_of_another_refinement_are_named() -> None:
     lora = [*BASE, *RANDOM, "video=x", "ablation=lora"]
     with pytest.raises(DinotrackError, match=r"\+method\.delta\.hidden"):
@@ -130,16 +141,18 @@ VITS = [name for name in names("backbone") if not name.startswith("dense_sift")]
 
 
 @pytest.mark.parametrize("name", names("backbone"))
-def test_every_backbone_steps(name: str, video: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_backbone_steps(
+    name: str, video: Video, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ViTs in their own widths, but with two blocks; `test_every_whole_vit_steps` has them all."""
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **({"depth": 2} if name in VITS else {})))
-    step(video[:2], tmp_path, [f"backbone={name}", *tiny_backbone(name), "supervision.gamma=50"])
+    step(video[:2], cache, tmp_path, [f"backbone={name}", *tiny_backbone(name), "supervision.gamma=50"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VITS)
-def test_every_whole_vit_steps(name: str, video: Video, tmp_path: Path) -> None:
-    step(video[:2], tmp_path, [f"backbone={name}", *tiny_backbone(name), "supervision.gamma=50"])
+def test_every_whole_vit_steps(name: str, video: Video, cache: Path, tmp_path: Path) -> None:
+    step(video[:2], cache, tmp_path, [f"backbone={name}", *tiny_backbone(name), "supervision.gamma=50"])
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -156,21 +169,23 @@ def test_every_vit_has_the_layer_that_its_config_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("flow"))
-def test_every_flow_steps(name: str, video: Video, tmp_path: Path) -> None:
-    step(video[:2], tmp_path, [f"flow={name}", *tiny_flow(name), "supervision.gamma=1e4"])
+def test_every_flow_steps(name: str, video: Video, cache: Path, tmp_path: Path) -> None:
+    step(video[:2], cache, tmp_path, [f"flow={name}", *tiny_flow(name), "supervision.gamma=1e4"])
 
 
 @pytest.mark.parametrize("group", ["losses", "callbacks", "trainer"])
-def test_every_other_group_steps(group: str, video: Video, tmp_path: Path) -> None:
+def test_every_other_group_steps(group: str, video: Video, cache: Path, tmp_path: Path) -> None:
     for name in names(group):
-        step(video, tmp_path, [f"{group}={name}"])
+        step(video, cache, tmp_path, [f"{group}={name}"])
 
 
 @pytest.mark.parametrize("name", names("logger"))
-def test_every_logger_steps(name: str, video: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_logger_steps(
+    name: str, video: Video, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    step(video, tmp_path, [f"logger={name}", "trainer.log_every_n_steps=1"])
+    step(video, cache, tmp_path, [f"logger={name}", "trainer.log_every_n_steps=1"])
     if name == "csv":
         assert "loss/flow" in (tmp_path / "metrics.csv").read_text()
     if name == "wandb":
@@ -178,10 +193,10 @@ def test_every_logger_steps(name: str, video: Video, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", [name for name in names("experiment") if not name.startswith("chrono")])
-def test_every_experiment_steps(name: str, video: Video, tmp_path: Path) -> None:
+def test_every_experiment_steps(name: str, video: Video, cache: Path, tmp_path: Path) -> None:
     # Of the published networks with random weights, RAFT finds no tracklet.
     small = [*HIDDEN, "flow=dis", "backbone=dense_sift"] if name == "fast" else []
-    overrides = [*RANDOM, *small, f"cache_dir={tmp_path}", "steps=1", "method.batch.flow_pairs=16", "resolution=64"]
+    overrides = [*RANDOM, *small, f"cache_dir={cache}", "steps=1", "method.batch.flow_pairs=16", "resolution=64"]
     assert fit(video, experiment=name, overrides=overrides, progress=False).track(torch.zeros(1, 3)).xy.isfinite().all()
 
 
@@ -222,9 +237,9 @@ def test_defaults_are_the_published_setting() -> None:
     assert BatchSettings(**{str(k): v for k, v in batch.items()}) == BatchSettings()
 
 
-def test_config_and_constructor_defaults_agree(video: Video, tmp_path: Path) -> None:
+def test_config_and_constructor_defaults_agree(video: Video, cache: Path, tmp_path: Path) -> None:
     """What `DinoTrackerModule()` and `VideoDataModule(video, ...)` do unasked is what the default config says."""
-    overrides = ["backbone=dense_sift", "flow=dis", "video=x.mp4", f"cache_dir={tmp_path}", "device=cpu"]
+    overrides = ["backbone=dense_sift", "flow=dis", "video=x.mp4", f"cache_dir={cache}", "device=cpu"]
     config = compose_config("fit", overrides=overrides)
     from dinotrack.preprocessing import Supervision
     from dinotrack.training.callbacks import RebuildPairs

@@ -3,6 +3,7 @@
 import csv
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dinotrack import DinotrackError, cli
+from dinotrack.data import synthetic_benchmark
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.data.synthetic_benchmark import stored
 from dinotrack.methods.dino_tracker import read_checkpoint
@@ -23,7 +25,7 @@ from dinotrack.sealed import forget_checks
 from dinotrack.training.evaluating import first_to_log, one_clip_a_job
 from dinotrack.viewer import open_sources
 
-SIZE = (64, 48)
+SIZE, FRAMES = (64, 48), 5
 TINY = ["experiment=tiny", "steps=3", "resolution=64", "method.batch.flow_pairs=16", "method.delta.hidden=[4,8]"]
 TINY += ["trainer.log_every_n_steps=1"]
 RAW = ["experiment=tiny", "resolution=64", "method=raw_features"]
@@ -36,7 +38,7 @@ MANY = bytes.fromhex("89504e470d0a1a0a0000000d49484452000186a0000186a00802000000
 @pytest.fixture(scope="module")
 def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small clips as TAP-Vid-DAVIS has them."""
-    made = {f"clip{seed}": stored(synthetic_clip(seed, 7, SIZE, points=6)) for seed in range(3)}
+    made = {f"clip{seed}": stored(synthetic_clip(seed, FRAMES, SIZE, points=6)) for seed in range(3)}
     path = tmp_path_factory.mktemp("benchmark") / "davis.pkl"
     path.write_bytes(pickle.dumps(made))
     return path
@@ -54,6 +56,20 @@ def scores(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if not k.startswith(("seconds", "peak", "config"))} for row in rows]
 
 
+@pytest.fixture(scope="module")
+def evaluated(davis: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three clips tracked by raw features."""
+    folder = tmp_path_factory.mktemp("evaluated") / "raw"
+    cli.main(words(davis, folder, *RAW))
+    return folder
+
+
+@pytest.fixture
+def raw(evaluated: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return shutil.copytree(evaluated, tmp_path / "raw")
+
+
 def test_every_method_predicts_skips_and_scores(
     davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +81,7 @@ def test_every_method_predicts_skips_and_scores(
     assert all(0 <= float(row["aj"]) <= 100 and row["benchmark"] == "tapvid_davis" for row in first)
     kept = {path.name for path in (folder / "clip1").iterdir()}
     assert kept == {"config.yaml", "summary.json", "tracks.npz", "truth.safetensors", "tracker.ckpt", "metrics.csv"}
-    assert read_checkpoint(folder / "clip1" / "tracker.ckpt")["dinotrack"]["video"]["frames"] == 7
+    assert read_checkpoint(folder / "clip1" / "tracker.ckpt")["dinotrack"]["video"]["frames"] == FRAMES
     before = (folder / "clip0" / "tracks.npz").stat().st_mtime_ns
     capsys.readouterr()
     cli.main(words(davis, folder, *TINY))
@@ -76,15 +92,16 @@ def test_every_method_predicts_skips_and_scores(
         assert {row["method"] for row in scores(tmp_path / method)} == {method}
 
 
-def test_score_needs_neither_the_benchmark_nor_a_fit(davis: Path, tmp_path: Path) -> None:
-    cli.main(words(davis, tmp_path / "raw", *RAW))
-    first = scores(tmp_path / "raw")
-    (tmp_path / "raw" / "scores.csv").unlink()
-    shown, [tracked] = open_sources(tmp_path / "raw" / "clip1")  # as view and render do
-    assert shown.content_hash == synthetic_clip(1, 7, SIZE, points=6).video.content_hash and tracked.name == "clip1"
+def test_score_needs_neither_the_benchmark_nor_a_fit(raw: Path, tmp_path: Path) -> None:
+    first = scores(raw)
+    (raw / "scores.csv").unlink()
+    shown, [tracked] = open_sources(raw / "clip1")  # as view and render do
+    assert (
+        shown.content_hash == synthetic_clip(1, FRAMES, SIZE, points=6).video.content_hash and tracked.name == "clip1"
+    )
     with pytest.raises(DinotrackError, match=r"what .*clip0 was tracked in"):
-        open_sources(tmp_path / "raw" / "clip1", tmp_path / "raw" / "clip0")
-    moved = (tmp_path / "raw").rename(tmp_path / "elsewhere")
+        open_sources(raw / "clip1", raw / "clip0")
+    moved = raw.rename(tmp_path / "elsewhere")
     with pytest.raises(SystemExit) as done:
         cli.main(["score", str(moved), "--output", str(tmp_path / "all")])
     assert done.value.code == 0 and scores(moved) == first
@@ -92,13 +109,16 @@ def test_score_needs_neither_the_benchmark_nor_a_fit(davis: Path, tmp_path: Path
 
 
 def test_clips_by_name_in_several_jobs_make_one_table(
-    davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    davis: Path,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cli.main(words(davis, tmp_path / "whole", *RAW))
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     cli.main(words(davis, tmp_path / "jobs", *RAW, "-m"))
-    assert scores(tmp_path / "jobs") == scores(tmp_path / "whole")
+    assert scores(tmp_path / "jobs") == scores(evaluated)
     out = " ".join(capsys.readouterr().out.split())
     assert "1 of 3 clips are done; meanwhile, dinotrack score" in out and out.count("scores.csv has each") == 1
     cli.main(words(davis, tmp_path / "named", *RAW, "benchmark.clip=[clip2,clip0]"))
@@ -144,10 +164,10 @@ def test_a_wrong_multirun_gets_one_line(wrong: list[str], message: str, capsys: 
     assert len(lines) == 1 and message in lines[0]
 
 
-def test_what_a_method_does_not_read_is_no_other_setting(davis: Path, tmp_path: Path) -> None:
-    cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.clip=clip0"))
-    cli.main(words(davis, tmp_path / "raw", *RAW, "steps=99", "queries=grid:9", "losses.flow.weight=3"))
-    assert len(scores(tmp_path / "raw")) == 3
+def test_what_a_method_does_not_read_is_no_other_setting(davis: Path, raw: Path) -> None:
+    shutil.rmtree(raw / "clip2")
+    cli.main(words(davis, raw, *RAW, "steps=99", "queries=grid:9", "losses.flow.weight=3"))
+    assert len(scores(raw)) == 3
 
 
 def test_a_clip_without_queries_costs_no_fit(tmp_path: Path) -> None:
@@ -169,11 +189,12 @@ def test_the_users_empty_folders_stay(tmp_path: Path) -> None:
     assert mine.is_dir()
 
 
-def test_other_settings_need_another_folder(davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.clip=clip0"))
-    capsys.readouterr()
+def test_other_settings_need_another_folder(
+    davis: Path, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(raw / "clip2")
     with pytest.raises(SystemExit):
-        cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.mode=first"))
+        cli.main(words(davis, raw, *RAW, "benchmark.mode=first"))
     assert "other settings (benchmark.mode was strided, is first); give another folder=" in capsys.readouterr().err
     other = tmp_path / "other.pkl"
     other.write_bytes(davis.read_bytes())
@@ -183,10 +204,10 @@ def test_other_settings_need_another_folder(davis: Path, tmp_path: Path, capsys:
         ("benchmark.clip=[]", "names no clip"),
     ):
         with pytest.raises(SystemExit):
-            cli.main([*words(davis, tmp_path / "raw", *RAW), more])
+            cli.main([*words(davis, raw, *RAW), more])
         assert message in capsys.readouterr().err
-    cli.main(words(davis, tmp_path / "raw", *RAW))  # another choice of clips is no other setting
-    assert len(scores(tmp_path / "raw")) == 3
+    cli.main(words(davis, raw, *RAW, "benchmark.clip=clip2"))  # another choice of clips is no other setting
+    assert len(scores(raw)) == 3
 
 
 def test_a_clip_that_fails_is_named_and_the_others_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +285,7 @@ def test_published_weights_track_without_a_fit(davis: Path, tmp_path: Path, caps
     file = tmp_path / "data" / "benchmark.pkl"
     file.write_bytes(pickle.dumps({"videos": [entry]}))
     common = ["evaluate", "benchmark=dino_tracker_davis", f"benchmark.path={file}", f"cache_dir={tmp_path / 'cache'}"]
-    common += ["experiment=tiny", "steps=3", f"size=[{SIZE[0]},{SIZE[1]}]", "method.batch.flow_pairs=16"]
+    common += ["experiment=tiny", "steps=2", f"size=[{SIZE[0]},{SIZE[1]}]", "method.batch.flow_pairs=16"]
     common += ["method.delta.alignment=published", "method.head.fallback=published", "method.delta.hidden=[4,8,16]"]
     common += ["method.head.radius=35"]
     published = ["benchmark.published_weights=true", f"folder={tmp_path / 'published'}"]
@@ -279,7 +300,11 @@ def test_published_weights_track_without_a_fit(davis: Path, tmp_path: Path, caps
         cli.main([*common, *published, "method=raw_features", f"folder={tmp_path / 'x'}"])
 
 
-def test_make_benchmark_writes_what_evaluate_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_make_benchmark_writes_what_evaluate_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(synthetic_benchmark, "FRAMES", (FRAMES,))
+    monkeypatch.setattr(synthetic_benchmark, "SIZE", SIZE)
     with pytest.raises(SystemExit) as done:
         cli.main(["make-benchmark", str(tmp_path / "files"), "--subset", "four", "--format", "list"])
     assert done.value.code == 0
@@ -301,31 +326,29 @@ def test_make_benchmark_writes_what_evaluate_reads(tmp_path: Path, capsys: pytes
 
 
 def test_damaged_predictions_are_named_and_made_again(
-    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    davis: Path, raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "raw"
-    cli.main(words(davis, folder, *RAW, "benchmark.clip=[clip0,clip1]"))
-    first = scores(folder)
+    first = scores(raw)
     for name in ("summary.json", "tracks.npz", "truth.safetensors"):
-        path = folder / "clip0" / name
+        path = raw / "clip0" / name
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         forget_checks()
         with pytest.raises(SystemExit):
-            cli.main(["score", str(folder)])
-        assert f"delete {folder / 'clip0'} to predict it again" in capsys.readouterr().err
-        cli.main(words(davis, folder, *RAW, "benchmark.clip=[clip0,clip1]"))
+            cli.main(["score", str(raw)])
+        assert f"delete {raw / 'clip0'} to predict it again" in capsys.readouterr().err
+        cli.main(words(davis, raw, *RAW, "benchmark.clip=[clip0,clip1]"))
         said = capsys.readouterr()
         assert f"WARNING: predicting clip0 again: {path}" in said.err and said.out.count("done before") == 1
-        assert scores(folder) == first
+        assert scores(raw) == first
 
 
 def test_a_damaged_summary_of_a_clip_that_is_not_asked_for_is_named(
-    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    davis: Path, raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.clip=clip0"))
-    (tmp_path / "raw" / "clip0" / "summary.json").write_text("{")
+    shutil.rmtree(raw / "clip1")
+    (raw / "clip0" / "summary.json").write_text("{")
     with pytest.raises(SystemExit):
-        cli.main(words(davis, tmp_path / "raw", *RAW, "benchmark.clip=clip1"))
+        cli.main(words(davis, raw, *RAW, "benchmark.clip=clip1"))
     assert "summary.json is damaged" in capsys.readouterr().err

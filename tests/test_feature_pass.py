@@ -13,6 +13,9 @@ from dinotrack.feature_pass import FeaturePass, Masks
 from dinotrack.structs import FeatureMap, Video
 
 MODEL = "vit_small_patch14_dinov2.lvd142m"
+LAST = 3
+
+pytestmark = pytest.mark.usefixtures("three_blocks")
 
 
 def vit(layer: int = 1, facet: str = "token") -> VitBackbone:
@@ -47,7 +50,7 @@ def entries(cache: Path) -> list[str]:
 
 
 def test_layers_facets_and_saliency_come_from_one_pass(video: Video, tmp_path: Path, passes: list[int]) -> None:
-    beside = ((1, "token"), (3, "token"), (2, "key"))
+    beside = ((1, "token"), (2, "token"), (2, "key"))
     features = of(video, vit(1), tmp_path, beside).features(saliency=True)
     assert sum(passes) == len(video) and entries(tmp_path) == ["features"] * 3 + ["saliency"]
     others = {tap: of(video, vit(*tap), tmp_path, beside).features() for tap in beside}
@@ -56,7 +59,7 @@ def test_layers_facets_and_saliency_come_from_one_pass(video: Video, tmp_path: P
     for tap, found in others.items():
         assert torch.equal(found.values, extract_features(vit(*tap), video.frames).values)
     assert torch.equal(others[1, "token"].values, features.values)
-    assert torch.equal(masks, saliency_masks(extract_features(vit(12), video.frames)))
+    assert torch.equal(masks, saliency_masks(extract_features(vit(LAST), video.frames)))
 
 
 def test_what_is_there_is_not_made_again(video: Video, tmp_path: Path, passes: list[int]) -> None:
@@ -88,7 +91,8 @@ def test_a_backbone_that_is_no_vit_makes_its_own(video: Video, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("tap", "message"), [((13, "token"), "layer=13"), ((0, "key"), "layer"), ((1, "keys"), "facet 'keys' is unknown")]
+    ("tap", "message"),
+    [((LAST + 1, "token"), "layer=4"), ((0, "key"), "layer"), ((1, "keys"), "facet 'keys' is unknown")],
 )
 def test_a_layer_or_facet_that_is_not_there_is_named(tap: Tap, message: str, video: Video) -> None:
     with pytest.raises(DinotrackError, match=message):

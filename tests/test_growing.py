@@ -251,7 +251,7 @@ def watch():
         time.sleep(0.002)
 
 for count in (8, 50, 150):  # the first one for what is loaded on first use
-    frames = torch.randint(0, 256, (count, 3, 64, 128), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8)
     made = FeaturePass(Video(frames), frames, Backbone(), Path(sys.argv[1]) / str(count))
     going, peak, start = True, 0, held()
     thread = threading.Thread(target=watch)
@@ -269,5 +269,5 @@ def test_memory_of_extraction_does_not_grow_with_the_video(tmp_path: Path) -> No
     """Anonymous memory at T and at 3 T frames, in a process of its own; saliency masks are read from the map too."""
     process = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
     _, few, many = ([int(word) for word in line.split()] for line in process.stdout.splitlines())
-    assert (few[1], many[1]) == (50 * 2**20, 150 * 2**20)
+    assert (few[1], many[1]) == (25 * 2**20, 75 * 2**20)
     assert many[0] - few[0] < 0.4 * (many[1] - few[1]) and many[0] < 0.4 * many[1]

@@ -286,7 +286,7 @@ def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a `dinotrack run` that was logged to W&B offline."""
     folder = tmp_path_factory.mktemp("wandb") / "results"
     folder.mkdir()
-    small = ["video=synthetic", "synthetic.frames=6", "synthetic.size=[64,48]", "queries=grid:16"]
+    small = ["video=synthetic", "synthetic.frames=6", "synthetic.size=[64,48]", "queries=grid:16", "plan=false"]
     where = ["logger.wandb.mode=offline", "logger.wandb.log_model=true", f"cache_dir={folder.parent / 'cache'}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DISABLE_GIT", "true")

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -27,10 +26,10 @@ from twins import benign_head
 STEPS = 8
 
 
-def make_data(tmp_path: Path, every: int = 1) -> VideoDataModule:
+def make_data(every: int = 1) -> VideoDataModule:
     video = synthetic_clip(seed=1, frames=6, size=(64, 48), points=8).video
     batch = BatchSettings(flow_pairs=16, every=every)
-    data = VideoDataModule(video, DenseSift(4), Dis(), cache=tmp_path, resolution=64, batch=batch)
+    data = VideoDataModule(video, DenseSift(4), Dis(), resolution=64, batch=batch)
     data.setup("fit")
     return data
 
@@ -65,26 +64,24 @@ class Watch(L.Callback):
     ("start", "every", "due"),
     [(0.5, 2, [4, 6]), (3, 3, [3, 6]), (0, 1, [0, 1, 2, 3, 4, 5, 6, 7]), (0, 5, [0, 5]), (1.0, 1, []), (7, 9, [7])],
 )
-def test_pairs_are_searched_from_start_on_at_every_interval(
-    start: float, every: int, due: list[int], tmp_path: Path
-) -> None:
+def test_pairs_are_searched_from_start_on_at_every_interval(start: float, every: int, due: list[int]) -> None:
     callback, watch = RebuildPairs(start=start, every=every, frame_pairs=6), Watch()
     assert [step for step in range(20) if callback.due(step, STEPS)] == due
-    fit(make_data(tmp_path), make_module(), callback, watch)
+    fit(make_data(), make_module(), callback, watch)
     changed = [n for n in range(1, STEPS) if watch.tables[n] is not watch.tables[n - 1]]
     assert changed == [n for n in due if n > 0]
     assert [count > 0 for count in watch.refined] == [n >= (due[0] if due else STEPS) for n in range(STEPS)]
 
 
-def test_the_table_of_a_step_serves_that_very_step(tmp_path: Path) -> None:
+def test_the_table_of_a_step_serves_that_very_step() -> None:
     """Nothing is fetched ahead: the batch of step 4 already has pairs that were found before it."""
     watch = Watch()
-    fit(make_data(tmp_path), make_module(), RebuildPairs(start=4, frame_pairs=15), watch)
+    fit(make_data(), make_module(), RebuildPairs(start=4, frame_pairs=15), watch)
     assert watch.refined[:4] == watch.cycle[:4] == [0] * 4 and min(watch.refined[4:]) > 0
 
 
-def test_tables_hold_shares_of_each_searched_frame_pair_in_both_directions(tmp_path: Path) -> None:
-    data, module, rng = make_data(tmp_path, every=2), make_module(), torch.Generator().manual_seed(0)
+def test_tables_hold_shares_of_each_searched_frame_pair_in_both_directions() -> None:
+    data, module, rng = make_data(every=2), make_module(), torch.Generator().manual_seed(0)
     before = [value.clone() for value in module.state_dict().values()]
     module.train()
     search, wanted = PairSearch(9, 5, gamma=1e6), {"refined", "cycle"}
@@ -106,26 +103,26 @@ def test_tables_hold_shares_of_each_searched_frame_pair_in_both_directions(tmp_p
                     assert rows.stop - rows.start == min(most, on)
 
 
-def test_only_what_weighted_terms_read_is_searched(tmp_path: Path) -> None:
-    data = make_data(tmp_path)
+def test_only_what_weighted_terms_read_is_searched() -> None:
+    data = make_data()
     fit(data, make_module(rfn=RefinedBestBuddyLoss(), cycle=CycleLoss(weight=0.0)), RebuildPairs(frame_pairs=3))
     assert len(data.store.refined) > 0 and len(data.store.cycle) == 0
     assert make_module(flow=FlowLoss(), prior=PriorLoss()).losses.reads == set()
 
 
-def test_the_module_brings_the_search_along_unless_the_trainer_has_one(tmp_path: Path) -> None:
-    data, module = make_data(tmp_path), make_module()
+def test_the_module_brings_the_search_along_unless_the_trainer_has_one() -> None:
+    data, module = make_data(), make_module()
     fit(data, module, steps=4)
     assert len(data.store.refined) > 0  # default: from half-way on
     mine = RebuildPairs(start=1.0)
-    data = make_data(tmp_path)
+    data = make_data()
     fit(data, module, mine, steps=4)
     assert [c for c in module.trainer.callbacks if isinstance(c, RebuildPairs)] == [mine]  # type: ignore[attr-defined]
     assert len(data.store.refined) == 0
 
 
-def test_in_batch_pairs_are_found_in_the_steps_own_features(tmp_path: Path) -> None:
-    data, module, rng = make_data(tmp_path), make_module(), torch.Generator().manual_seed(0)
+def test_in_batch_pairs_are_found_in_the_steps_own_features() -> None:
+    data, module, rng = make_data(), make_module(), torch.Generator().manual_seed(0)
     batch = data.store.draw(data.batch, rng)
     refined = module.delta.refine(batch.features, batch.images, batch.frames, batch.grid)
     found = searched_batch(batch, refined, module.head, PairSearch(9, 5, gamma=1e6), rng, {"refined", "cycle"})
@@ -138,8 +135,8 @@ def test_in_batch_pairs_are_found_in_the_steps_own_features(tmp_path: Path) -> N
     assert torch.allclose(step.locate(found.cycle), found.cycle.target_xy, atol=1e-4)
 
 
-def test_every_1_on_the_batchs_own_frame_pairs_fills_no_table(tmp_path: Path) -> None:
-    data, module = make_data(tmp_path), make_module()
+def test_every_1_on_the_batchs_own_frame_pairs_fills_no_table() -> None:
+    data, module = make_data(), make_module()
     losses: list[set[str]] = []
 
     class Terms(L.Callback):
@@ -162,6 +159,12 @@ def test_intervals_without_sense_are_refused(wrong: dict[str, Any]) -> None:
         RebuildPairs(**wrong)
 
 
+def test_of_a_whole_fit_there_is_nothing_to_say(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "dinotrack"):
+        fit(make_data(), make_module(), RebuildPairs())
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("term", "callback", "words"),
     [
@@ -175,22 +178,20 @@ def test_intervals_without_sense_are_refused(wrong: dict[str, Any]) -> None:
     ],
 )
 def test_a_weighted_term_that_never_starts_is_named(
-    term: LossTerm, callback: RebuildPairs, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    term: LossTerm, callback: RebuildPairs, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "dinotrack"):
-        fit(make_data(tmp_path), make_module(), RebuildPairs())
-        assert not caplog.records  # nothing to say of a whole fit
-        fit(make_data(tmp_path), make_module(term=term, flow=FlowLoss()), callback)
+        fit(make_data(), make_module(term=term, flow=FlowLoss()), callback)
     (record,) = caplog.records
     assert re.search(words, record.getMessage())
 
 
-def test_a_loss_that_is_no_number_stops_the_fit_before_it_spoils_the_weights(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_fit_before_it_spoils_the_weights() -> None:
     class Broken(FlowLoss):
         def __call__(self, step: Any) -> torch.Tensor:
             return super().__call__(step) * (float("nan") if module.global_step == 3 else 1.0)
 
     module = make_module(flow=Broken(), prior=PriorLoss())
     with pytest.raises(DinotrackError, match=r"diverged at step 3: flow = nan; lower method\.module\.lr"):
-        fit(make_data(tmp_path), module)
+        fit(make_data(), module)
     assert all(parameter.isfinite().all() for parameter in module.parameters())

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+import dinotrack.data
+from dinotrack.data import open_synthetic, open_video
 from dinotrack.data.layers import look, paint
 from dinotrack.data.synthetic import Clip, _scene, synthetic_clip
 from dinotrack.data.textures import texture
@@ -220,10 +222,22 @@ def test_the_seed_decides_everything():
     assert not torch.equal(one.xy, other.xy)
 
 
+def test_frames_and_tracks_of_one_video_are_rendered_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        dinotrack.data, "synthetic_clip", lambda **settings: made.append(1) or synthetic_clip(**settings)
+    )
+    path = 'synthetic:{"seed":11,"frames":4,"size":[24,20],"points":3}'
+    video, clip = open_video(path, start=1), open_synthetic(path, start=2)
+    assert len(made) == 1 and torch.equal(video.frames[1:], clip.video.frames) and clip.xy.shape == (3, 2, 2)
+    open_synthetic(path.replace("11", "12"))
+    assert len(made) == 2
+
+
 def test_light_drifts_and_noise_is_mild():
-    lit = synthetic_clip(3, 24, (40, 30), points=0, illumination=0.1, noise=0)
-    grainy = synthetic_clip(3, 24, (40, 30), points=0, illumination=0, noise=0.008)
-    still = synthetic_clip(3, 24, (40, 30), points=0, illumination=0, noise=0)
+    lit = synthetic_clip(3, 8, (40, 30), points=0, illumination=0.1, noise=0)
+    grainy = synthetic_clip(3, 8, (40, 30), points=0, illumination=0, noise=0.008)
+    still = synthetic_clip(3, 8, (40, 30), points=0, illumination=0, noise=0)
     gain = lit.video.frames.double().mean((1, 2, 3)) / still.video.frames.double().mean((1, 2, 3))
     assert gain.max() - gain.min() > 0.03
     assert (gain - 1).abs().max() < 0.11

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from dinotrack.data.synthetic import Clip, synthetic_clip
@@ -25,6 +26,13 @@ def open_synthetic(path: str, *, start: int = 0, stop: int | None = None) -> Cli
     Raises:
         DinotrackError: for settings that are no such JSON, or that `synthetic_clip` refuses.
     """
+    clip, part = _rendered(path), slice(start, stop)
+    return replace(clip, video=clip.video[part], xy=clip.xy[:, part], visible=clip.visible[:, part])
+
+
+@lru_cache(maxsize=1)
+def _rendered(path: str) -> Clip:
+    """The whole clip, kept until another is asked for: a run wants first its frames, then its tracks."""
     try:
         settings = dict(json.loads(path.removeprefix(SYNTHETIC) or "{}"))
         if "size" in settings:
@@ -35,9 +43,7 @@ def open_synthetic(path: str, *, start: int = 0, stop: int | None = None) -> Cli
         clip = synthetic_clip(**settings)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DinotrackError(f"{path[:200]!r} does not describe a synthetic video: {reason_of(error)}") from error
-    part = slice(start, stop)
-    video = replace(clip.video, path=path)[part]
-    return replace(clip, video=video, xy=clip.xy[:, part], visible=clip.visible[:, part])
+    return replace(clip, video=replace(clip.video, path=path))
 
 
 def open_video(

@@ -96,6 +96,8 @@ def write_benchmark(
     unknown = set(formats) - set(FORMATS)
     if unknown:
         raise DinotrackError(f"no format {sorted(unknown)[0]!r}; choose among {', '.join(FORMATS)}")
+    if jpeg and "shards" not in formats:
+        raise DinotrackError("only the frames of shards can be JPEG; choose that format")
     benchmark = SyntheticBenchmark(subset)
     clips = {name: stored(benchmark.clip(name)) for name in progress(benchmark.names(), "clips")}
     written: list[Path] = []
@@ -103,8 +105,6 @@ def write_benchmark(
         written.append(dump(clips, folder / "synthetic_davis.pkl"))
     if "list" in formats:
         written.append(dump(list(clips.values()), folder / "synthetic_list.pkl"))
-    if jpeg and "shards" not in formats:
-        raise DinotrackError("only the frames of shards can be JPEG; choose that format")
     if "shards" in formats:
         for old in (folder / "shards").glob(
             "????_of_????.pkl"
