@@ -31,6 +31,7 @@ FITTED = ["experiment=demo_fast", "backbone.stride=14", "backbone.upscale=3.5", 
 """R of two tokens, as in the demo."""
 ON_VIT = {
     "raw features": ["method=raw_features", *FITTED],
+    "Chrono's head, no adapters": ["method=chrono", "method.size=[96,72]", "device=cpu"],
     "Chrono": ["method=chrono", "method.size=[96,72]", "device=cpu"],
     "DINO-Tracker": ["method=dino_tracker", *FITTED],
     "hybrid": ["method=dino_tracker", *FITTED],
@@ -59,10 +60,20 @@ def compared() -> dict[str, tuple[Path, list[str]]]:
     found = {}
     for name, words in ON_VIT.items():
         file = f"backbone.adapters={adapters if name in ADAPTED else 'null'}"
-        found[f"random ViT: {name}"] = (RUNS / "vit" / name.replace(" ", "_"), [*words, *VIT, file])
+        found[f"random ViT: {name}"] = (RUNS / "vit" / folder_name(name), [*words, *VIT, file])
     for name, words in ON_SIFT.items():
-        found[f"dense SIFT: {name}"] = (RUNS / "sift" / name.replace(" ", "_"), words)
+        found[f"dense SIFT: {name}"] = (RUNS / "sift" / folder_name(name), words)
     return found
+
+
+def folder_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def cpu_seconds(folder: Path) -> float:
+    """Of a training: other work on the machine changes little in them."""
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    return sum(stage["cpu_seconds"] for stage in stages)
 
 
 def compare() -> None:
@@ -84,7 +95,12 @@ def keep() -> None:
     """What the runs say, as far as they are done."""
     jobs = [job for job in read_jobs(sweep_folder()) if job.status == "done"]
     rows = [
-        {**job.values, **about(sweep_folder() / job.folder), **job.about, "seconds": job.seconds["train"]}
+        {
+            **job.values,
+            **about(sweep_folder() / job.folder),
+            **job.about,
+            "cpu_seconds": cpu_seconds(sweep_folder() / job.folder),
+        }
         for job in jobs
     ]
     TRAINED.write_text(json.dumps({"command": ["dinotrack", *SWEEP], "rows": rows}, indent=1) + "\n")
@@ -123,7 +139,10 @@ def training_table() -> str:
     """The training of Chrono's own adapters by seed, and whether it is what was hoped for."""
     kept = json.loads(TRAINED.read_text())
     own = sorted((row for row in kept["rows"] if row["temporal"] == CHOSEN[0]), key=lambda row: row["seed"])
-    lines = ["| seed | loss, first sixth | last sixth | δ_avg without adapters | with | gain | s |", "|---" * 7 + "|"]
+    lines = [
+        "| seed | loss, first sixth | last sixth | δ_avg without adapters | with | gain | CPU s |",
+        "|---" * 7 + "|",
+    ]
     met = True
     for row in own:
         gain, error = mean_and_error(gains(row))
@@ -135,7 +154,7 @@ def training_table() -> str:
             f"{before:.1f}",
             f"{after:.1f}",
         ]
-        lines.append("| " + " | ".join([*cells, f"{gain:+.1f} ± {error:.1f}", f"{row['seconds']:.0f}"]) + " |")
+        lines.append("| " + " | ".join([*cells, f"{gain:+.1f} ± {error:.1f}", f"{row['cpu_seconds']:.0f}"]) + " |")
         met &= gain > 2 * error and row["loss_last"] < row["loss_first"]
     goal = "met" if met else "MISSED"
     clips = len(own[0]["before"]["delta_avg"])
@@ -148,7 +167,7 @@ def training_table() -> str:
 def ablation_table() -> str:
     """Each row of the ablation: means over seeds, errors over clips."""
     kept = json.loads(TRAINED.read_text())
-    lines = ["| adapters | seeds | δ_avg | gain | OA | AJ | s |", "|---" * 7 + "|"]
+    lines = ["| adapters | seeds | δ_avg | gain | OA | AJ | CPU s |", "|---" * 7 + "|"]
     for name in dict.fromkeys(row["temporal"] for row in kept["rows"]):
         own = [row for row in kept["rows"] if row["temporal"] == name]
         means = {
@@ -157,7 +176,7 @@ def ablation_table() -> str:
         }
         gain, error = mean_and_error([statistics.mean(each) for each in zip(*map(gains, own), strict=True)])
         cells = [name, str(len(own)), f"{means['delta_avg']:.1f}", f"{gain:+.1f} ± {error:.1f}", f"{means['oa']:.1f}"]
-        seconds = statistics.mean(row["seconds"] for row in own)
+        seconds = statistics.mean(row["cpu_seconds"] for row in own)
         lines.append("| " + " | ".join([*cells, f"{means['aj']:.1f}", f"{seconds:.0f}"]) + " |")
     command = " ".join(kept["command"])
     return "\n".join(
