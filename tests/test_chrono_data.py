@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
+from dinotrack.data import point_clips
 from dinotrack.data.augmentation import augmented_colours, chosen_queries, crop_box, cropped, training_clip
 from dinotrack.data.pickles import read_npy_dict
 from dinotrack.data.point_clips import ExportedClips, KubricClips, PointClip, SyntheticClips, open_clips
@@ -85,6 +87,120 @@ def test_files_that_are_no_clips_are_named(tmp_path: Path) -> None:
         open_clips(str(tmp_path), {})[0]
     clips = open_clips(str(kubric_folder(tmp_path / "kubric", dots(), coords=np.zeros((6, 3, 2)))), {})
     with pytest.raises(DinotrackError, match="do not belong together"):
+        clips[0]
+
+
+def typed(name: str, kind: Any) -> dict[str, np.ndarray]:
+    return {name: arrays(dots())[name].astype(kind)}
+
+
+WRONG: dict[str, dict[str, np.ndarray]] = {
+    "occluded is text": typed("occluded", "U5"),
+    "occluded is complex": typed("occluded", complex),
+    "positions are complex": typed("target_points", complex),
+    "positions are truths": typed("target_points", bool),
+    "queries are text": typed("query_points", "U9"),
+    "frames are floats": typed("video", np.float32),
+    "frames are of 16 bit": typed("video", np.uint16),
+    "frames are signed": typed("video", np.int8),
+    "frames have no width": {"video": np.zeros((4, 30, 0, 3), np.uint8)},
+    "frames have no height": {"video": np.zeros((4, 0, 40, 3), np.uint8)},
+    "no points": {name: values[:0] for name, values in arrays(dots()).items() if name != "video"},
+    "no frames": {
+        "video": np.zeros((0, 30, 40, 3), np.uint8),
+        "target_points": np.zeros((6, 0, 2)),
+        "occluded": np.zeros((6, 0), bool),
+    },
+    "many dimensions": {"occluded": np.zeros((1,) * 32)},
+}
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize("case", WRONG)
+def test_a_clip_of_other_kinds_is_refused_in_a_line(tmp_path: Path, case: str) -> None:
+    np.savez(tmp_path / "0.npz", **{**arrays(dots()), **WRONG[case]})
+    with pytest.raises(DinotrackError, match=r"0\.npz .*export it again") as refused:
+        open_clips(str(tmp_path), {})[0]
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 900
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.complex64])
+def test_a_safetensors_clip_of_other_kinds_is_refused(tmp_path: Path, kind: torch.dtype) -> None:
+    content = {name: torch.from_numpy(values) for name, values in arrays(dots()).items()}
+    content["target_points"] = content["target_points"].to(kind)
+    save_torch(content, tmp_path / "0.safetensors")
+    with pytest.raises(DinotrackError, match=r"0\.safetensors.*export it again"):
+        open_clips(str(tmp_path), {})[0]
+
+
+def test_clips_of_another_machine_and_of_other_numbers_are_read(tmp_path: Path) -> None:
+    clip = dots()
+    kinds = {"query_points": ">f8", "target_points": ">f4", "occluded": ">i4", "video": "u1"}
+    np.savez(tmp_path / "0.npz", **{name: values.astype(kinds[name]) for name, values in arrays(clip).items()})
+    read = open_clips(str(tmp_path), {})[0]
+    assert torch.equal(read.xy, clip.xy) and torch.equal(read.occluded, clip.occluded)
+    assert torch.equal(read.frames, clip.frames) and read.query.tolist() == [1, 0, 0, 0, 0, 0]
+    big = kubric_folder(
+        tmp_path / "kubric", clip, coords=clip.xy.numpy().astype(">f8"), visibility=clip.occluded[..., None].numpy()
+    )
+    assert torch.equal(open_clips(str(big), {})[0].xy, clip.xy)
+
+
+@pytest.mark.parametrize("source", ["exported", "kubric"])
+def test_a_point_without_a_position_is_occluded(tmp_path: Path, source: str) -> None:
+    clip, content = dots(), arrays(dots())
+    places = content["target_points"]
+    places[0, 1, 0], places[1, 2, 1], places[2, 3, 0] = np.nan, np.inf, -1e30
+    content["query_points"][0] = np.nan
+    content["query_points"][1:3, 0] = 9, -np.inf
+    if source == "kubric":
+        kubric_folder(tmp_path, clip, coords=places)
+    else:
+        np.savez(tmp_path / "0.npz", **content)
+    read = open_clips(str(tmp_path), {})[0]
+    assert read.occluded.nonzero().tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert read.xy.isfinite().all() and not read.xy[read.occluded].any()
+    assert torch.equal(read.xy[~read.occluded], clip.xy[~read.occluded])
+    assert read.query.tolist() == [-1] * 3 + ([-1] * 3 if source == "kubric" else [0] * 3)
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coords": np.zeros((6, 4, 2), complex)},
+        {"coords": [[1, 2]]},
+        {"coords": None},
+        {"visibility": np.zeros((6, 4), "S3")},
+        {"visibility": np.zeros((6, 4, 0), bool)},
+        {"coords": np.zeros((0, 4, 2)), "visibility": np.zeros((0, 4), bool)},
+        {"coords": np.zeros((6, 5, 2)), "visibility": np.zeros((6, 5), bool)},
+    ],
+)
+def test_kubrics_truth_of_other_kinds_is_refused_before_a_frame_is_read(
+    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(point_clips, "open_picture", None)
+    clips = open_clips(str(kubric_folder(tmp_path, dots(), **changes)), {})
+    with pytest.raises(DinotrackError, match=r"0007.*(get it again|is refused)"):
+        clips[0]
+
+
+def test_kubrics_frames_are_read_with_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = open_clips(str(kubric_folder(tmp_path, dots())), {})
+    frame = tmp_path / "0007" / "frames" / "2.png"
+    Image.new("RGB", (41, 30)).save(frame)
+    with pytest.raises(DinotrackError, match=r"2\.png is 41x30, 0\.png is 40x30"):
+        clips[0]
+    frame.write_bytes(frame.read_bytes()[:50])
+    with pytest.raises(DinotrackError, match=r"cannot read the picture .*2\.png"):
+        clips[0]
+    monkeypatch.setattr("dinotrack.data.pictures.MOST_PIXELS", 1000)
+    with pytest.raises(DinotrackError, match=r"0\.png is 40x30; expected at most"):
+        clips[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(point_clips, "MOST_BYTES", 10_000)
+    with pytest.raises(DinotrackError, match="shorten the clip"):
         clips[0]
 
 

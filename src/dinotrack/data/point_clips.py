@@ -1,28 +1,31 @@
 """Short clips with tracked points, on which Chrono is trained (method §8): exported files, CoTracker's Kubric folders, our own."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from jaxtyping import Bool, Float, Int, Real, Shaped, UInt8
+from safetensors import safe_open
 from torch import Tensor
 
-from dinotrack.data.arrays import read_npz
+from dinotrack.data.arrays import MOST_BYTES, read_npz
 from dinotrack.data.pickles import read_npy_dict
-from dinotrack.data.pictures import PICTURES, natural
+from dinotrack.data.pictures import natural, open_picture, pictures_of, rgb
 from dinotrack.data.synthetic import synthetic_clip
-from dinotrack.errors import DinotrackError
+from dinotrack.errors import DinotrackError, reason_of
 from dinotrack.tensor_struct import TensorStruct
 
 SYNTHETIC = "synthetic"
 ARRAYS = {"video": 4, "query_points": 2, "target_points": 3, "occluded": 2}
 """Names in an exported file, and their dimensions."""
+KINDS = {"video": "u", "query_points": "iuf", "target_points": "iuf", "occluded": "biuf"}
+"""NumPy's kinds of numbers that each may have."""
+FARTHEST = 2**24
+"""Pixels from the origin at which a position is none: float32 has no halves there."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class ExportedClips:
         arrays = checked(read_arrays(path), path)
         return PointClip(
             torch.from_numpy(arrays["video"]).permute(0, 3, 1, 2).contiguous(),
-            torch.from_numpy(arrays["target_points"]).float(),
-            torch.from_numpy(arrays["occluded"]).bool(),
+            torch.from_numpy(arrays["target_points"]),
+            torch.from_numpy(arrays["occluded"]),
             torch.from_numpy(arrays["query_points"][:, 0] + 1e-3).floor().long(),  # t is exact to rounding
         )
 
@@ -96,22 +99,23 @@ class KubricClips:
             DinotrackError: for files that are unreadable or do not belong together.
         """
         folder = self.folders[number]
-        path = folder / f"{folder.name}.npy"
-        truth = read_npy_dict(path)
-        names = sorted((p for p in (folder / "frames").glob("*") if p.suffix.lower() in PICTURES), key=natural)
-        try:
-            frames = np.stack([np.asarray(Image.open(name).convert("RGB")) for name in names])
-            xy, occluded = np.array(truth["coords"], np.float32), np.array(truth["visibility"]).astype(bool)
-        except (KeyError, OSError, TypeError, ValueError) as error:
-            raise DinotrackError(f"{folder} is no clip of CoTracker's Kubric ({error}); get it again") from error
-        if occluded.ndim == 3:
-            occluded = occluded[..., 0]
-        if xy.shape != (*occluded.shape, 2) or len(frames) != xy.shape[1]:
+        truth = read_npy_dict(folder / f"{folder.name}.npy")
+        xy, occluded = truth.get("coords"), truth.get("visibility")
+        if not (numbers(xy, "iuf") and numbers(occluded, "biuf")):
             raise DinotrackError(
-                f"{folder}: {len(frames)} frames, coords {xy.shape}, visibility {occluded.shape} do not belong together"
+                f"{folder} is no clip of CoTracker's Kubric: its coords or visibility are no numbers; get it again"
             )
+        if occluded.ndim == 3 and occluded.shape[2]:
+            occluded = occluded[..., 0]
+        files = pictures_of(folder / "frames")
+        if not xy.size or xy.shape != (*occluded.shape, 2) or len(files) != xy.shape[1]:
+            raise DinotrackError(
+                f"{folder}: {len(files)} frames, coords {xy.shape}, visibility {occluded.shape} do not belong together; "
+                "get it again"
+            )
+        xy, occluded = placed(xy, occluded)
         free = torch.full((len(xy),), -1)
-        pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+        pictures = torch.from_numpy(read_frames(files)).permute(0, 3, 1, 2).contiguous()
         return PointClip(pictures, torch.from_numpy(xy), torch.from_numpy(occluded), free)
 
 
@@ -145,26 +149,73 @@ def read_arrays(path: Path) -> dict[str, Any]:
     if path.suffix == ".npz":
         return read_npz(path, list(ARRAYS), "clip", "export it again")
     try:
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DinotrackError(f"cannot read clip {path}: {error}; export it again") from error
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in ARRAYS if name in file.keys()}  # noqa: SIM118  (it has no `in`)
+    except Exception as error:  # a damaged head, and a type that NumPy does not have, can fail anywhere
+        raise DinotrackError(f"cannot read clip {path} ({reason_of(error)}); export it again") from error
 
 
-def checked(arrays: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The arrays of an exported clip that belong together.
+def read_frames(files: list[Path]) -> UInt8[np.ndarray, "t h w 3"]:
+    """Pictures of one size.
+
+    Raises:
+        DinotrackError: for others, or where they take more than `MOST_BYTES`.
+    """
+    first = rgb(open_picture(files[0]))
+    if first.nbytes * len(files) > MOST_BYTES:
+        raise DinotrackError(
+            f"{len(files)} frames like {files[0]} take more than {MOST_BYTES / 1e9:.0f} GB; shorten the clip"
+        )
+    frames = np.empty((len(files), *first.shape), np.uint8)
+    for number, file in enumerate(files):
+        frame = rgb(open_picture(file)) if number else first
+        if frame.shape != first.shape:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (frame.shape, first.shape)]
+            raise DinotrackError(f"{file} is {sizes[0]}, {files[0].name} is {sizes[1]}; get the clip again")
+        frames[number] = frame
+    return frames
+
+
+def numbers(values: Any, kinds: str) -> TypeGuard[np.ndarray]:
+    """Whether it is an array whose type is of these kinds."""
+    return isinstance(values, np.ndarray) and values.dtype.kind in kinds
+
+
+def placed(
+    xy: Real[np.ndarray, "n t 2"], occluded: Shaped[np.ndarray, "n t"]
+) -> tuple[Float[np.ndarray, "n t 2"], Bool[np.ndarray, "n t"]]:
+    """Positions and what hides them; a point without a position is at 0 and occluded."""
+    known = np.all(np.abs(xy.astype(np.float64)) < FARTHEST, -1)
+    return np.where(known[..., None], xy, 0).astype(np.float32), occluded.astype(bool) | ~known
+
+
+def checked(arrays: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an exported clip that belong together, of this machine's types and finite; a query at no frame is at -1.
 
     Raises:
         DinotrackError: for others.
     """
-    shapes = {name: arrays[name].shape for name in ARRAYS if name in arrays}
-    if {name: len(shape) for name, shape in shapes.items()} == ARRAYS:
+    found = {name: arrays[name] for name in ARRAYS if name in arrays}
+    shapes = {name: values.shape for name, values in found.items()}
+    if {name: len(shape) for name, shape in shapes.items()} == ARRAYS and all(map(math.prod, shapes.values())):
         count, frames = shapes["occluded"]
-        expected = ((count, 3), (count, frames, 2), frames, 3)
-        found = (shapes["query_points"], shapes["target_points"], shapes["video"][0], shapes["video"][3])
-        if found == expected and arrays["video"].dtype == np.uint8:
-            return arrays
-    wanted = "video (T, H, W, 3) of bytes, query_points (N, 3), target_points (N, T, 2), occluded (N, T)"
-    raise DinotrackError(f"{path} holds {shapes}; expected {wanted}")
+        fits = shapes["query_points"] == (count, 3) and shapes["target_points"] == (count, frames, 2)
+        fits &= (shapes["video"][0], shapes["video"][3]) == (frames, 3)
+        if (
+            fits
+            and all(numbers(values, KINDS[name]) for name, values in found.items())
+            and found["video"].itemsize == 1
+        ):
+            xy, occluded = placed(found["target_points"], found["occluded"])
+            queries = found["query_points"].astype(np.float64)
+            at = (queries[:, :1] > -0.5) & (queries[:, :1] < frames - 0.5)
+            queries = np.where(at, np.where(np.abs(queries) < FARTHEST, queries, 0), -1).astype(np.float32)
+            return {"video": found["video"], "query_points": queries, "target_points": xy, "occluded": occluded}
+    wanted = (
+        "video (T, H, W, 3) of bytes, query_points (N, 3), target_points (N, T, 2), occluded (N, T), all of numbers"
+    )
+    kinds = {name: f"{values.dtype}{list(values.shape)}" for name, values in found.items()}
+    raise DinotrackError(f"{path} holds {str(kinds)[:400]}; expected {wanted}, and none empty; export it again")
 
 
 def open_clips(data: str, synthetic: Mapping[str, Any]) -> PointClips:
