@@ -1,7 +1,7 @@
 """Fuzz the readers of pickles and videos with atheris, which follows the code that each input reaches: what may come out is our
 own error, and nothing else.
 
-python -m benchmarks.fuzz pickle --seconds 60    # also: video, npz, queries, json; `pip install atheris` brings what it needs
+python -m benchmarks.fuzz pickle --seconds 60    # also: video, npz, queries, json, clips; `pip install atheris` brings what it needs
 
 An input that breaks a reader is left as crash-... in the current folder. tests/test_readers_fuzzed.py is the short form,
 by hypothesis.
@@ -28,6 +28,7 @@ def seeds() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
     from dinotrack.data.export import load_npz
     from dinotrack.data.keypoints import load_json
     from dinotrack.data.pickles import read_pickle
+    from dinotrack.data.point_clips import ExportedClips
     from dinotrack.data.queries import read_queries
 
     torch.set_num_threads(1)
@@ -39,12 +40,16 @@ def seeds() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
         films = [path.read_bytes() for path in videos]
     array = io.BytesIO()
     np.save(array, np.zeros((1, 3)))
+    training = io.BytesIO()
+    points = {"query_points": np.zeros((1, 3)), "target_points": np.zeros((1, 2, 2)), "occluded": np.zeros((1, 2))}
+    np.savez(training, video=np.zeros((2, 4, 4, 3), np.uint8), **points)
     return {
         "pickle": (".pkl", [pickle.dumps(plain, protocol) for protocol in range(6)], read_pickle),
         "video": (".bin", films, load_video),
         "npz": (".npz", [b"PK\x03\x04"], load_npz),
         "queries": (".npy", [array.getvalue()], lambda path: read_queries(path, clip)),
         "json": (".json", [b'{"format":"dinotrack-keypoints","version":1}'], load_json),
+        "clips": (".npz", [training.getvalue()], lambda path: ExportedClips([path])[0]),
     }
 
 
@@ -58,7 +63,7 @@ FORMATS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("reader", choices=("pickle", "video", "npz", "queries", "json"))
+    parser.add_argument("reader", choices=("pickle", "video", "npz", "queries", "json", "clips"))
     parser.add_argument("--seconds", type=int, default=60)
     options = parser.parse_args()
     import atheris

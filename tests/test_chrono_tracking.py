@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from dinotrack.cli import main
 from dinotrack.data.export import load_npz
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import resize_frames
-from dinotrack.methods.chrono import ChronoTracker, read_visibility
-from dinotrack.methods.dino_tracker import FORMAT, load_dino_tracker
+from dinotrack.methods.chrono import ChronoTracker, load_chrono_tracker, read_visibility
+from dinotrack.methods.dino_tracker import FORMAT, load_dino_tracker, read_checkpoint
 from dinotrack.networks import TrackerHead
 from dinotrack.structs import FeatureMap, Grid, Video
 from dinotrack.tools.picture import FittedRun
@@ -124,6 +125,77 @@ def test_visibility_comes_with_the_adapters(tmp_path: Path) -> None:
     save_file({"adapters.0.norm.weight": weight}, path)
     with pytest.raises(DinotrackError, match="no visibility"):
         read_visibility(path)
+
+
+BACKBONE = {
+    "kind": "chrono",
+    "layer": 2,
+    "stride": 14,
+    "upscale": 3.5,
+    "adapted": "all",
+    "width": 8,
+    "heads": 4,
+    "reach": 6,
+}
+
+
+def stranger(path: Path, place: str = "", value: Any = None) -> Path:
+    """A checkpoint of method=chrono in which the setting at `place`, or the state_dict, has another value."""
+    video = {"path": "a.mp4", "hash": "", "start": 0, "frames": 4, "size": [96, 64], "fps": 25.0, "max_side": None}
+    head = {"sharpness": 20.0, "within": 5}
+    about: dict[str, Any] = {"format": FORMAT, "method": "chrono", "video": video, "backbone": dict(BACKBONE)}
+    about |= {"working_size": [64, 48], "head": head}
+    weights = {"visibility.weight": torch.zeros(2, 3), "visibility.bias": torch.zeros(2)}
+    content = {"state_dict": weights, "dinotrack": about}
+    *outer, last = ["dinotrack", *place.split(".")] if place != "state_dict" else [place]
+    inner: Any = content
+    for name in outer:
+        inner = inner[name]
+    if place:
+        inner[last] = value
+    torch.save(content, path)
+    return path
+
+
+WHOLE = ("layer", "stride", "width", "heads", "reach")
+SPOILT: list[tuple[str, Any]] = [
+    *(("state_dict", weights) for weights in (
+        {},
+        {"visibility.weight": torch.zeros(2, 3)},
+        {"visibility.weight": torch.zeros(3, 2), "visibility.bias": torch.zeros(2)},
+        {"visibility.weight": torch.zeros(2, 3), "visibility.bias": torch.zeros(3)},
+        {"visibility.weight": torch.zeros(2, 3), "visibility.bias": torch.zeros(2, dtype=torch.int64)},
+        {"visibility.weight": torch.zeros(2, 3), "visibility.bias": torch.zeros(2), "more": torch.zeros(9)},
+        {"visibility.weight": torch.zeros(2, 3), "visibility.bias": torch.full((2,), math.nan)},
+    )),
+    *(("head", head) for head in ([], {"radius": 3.0}, {"sharpness": 20.0, "within": 5, "call": 1})),
+    *(("head.sharpness", value) for value in (0, -1.0, "20", None, math.nan, math.inf, True, 10**400)),
+    *(("head.within", value) for value in (0, 0.5, "5", None, math.nan, 10**9, [5])),
+    *(("working_size", size) for size in ([64], [64, 48, 1], [64.0, 48], [True, 48], [0, 48], 64, "ab")),
+    *(("working_size", size) for size in ([16385, 48], [16384, 16384])),
+    *((f"backbone.{name}", value) for name in WHOLE for value in (-1, 5000, "4", None, 4.5, True)),
+    *(("backbone.upscale", value) for value in (0, 0.1, -3.5, 16.5, math.nan, math.inf, "3.5", None)),
+    *(("backbone.adapted", value) for value in ("none", [0.5], ["0"], 3, None, {"0": 1})),
+    *(("backbone.mixing", ["attention"]), ("backbone.model", 3), ("backbone.adapters", 3), ("backbone.kind", [])),
+    *(("backbone.width", 4096), ("backbone.seed", 2**70), ("backbone", []), ("backbone", {})),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize(("place", "value"), SPOILT)
+def test_a_strangers_checkpoint_is_refused_in_a_line(tmp_path: Path, place: str, value: Any) -> None:
+    path = stranger(tmp_path / "s.ckpt", place, value)
+    with pytest.raises(DinotrackError, match=r"s\.ckpt is damaged: its (settings|weights)") as refused:
+        load_chrono_tracker(path, Video(torch.zeros(2, 3, 48, 64, dtype=torch.uint8)))
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("", None), ("head", {"sharpness": 7, "within": 2.5}), ("backbone.adapted", [0]), ("backbone.upscale", 1)],
+)
+def test_a_sound_checkpoint_is_read(tmp_path: Path, place: str, value: Any) -> None:
+    assert read_checkpoint(stranger(tmp_path / "s.ckpt", place, value))["dinotrack"]["method"] == "chrono"
 
 
 def call(*words: str) -> None:

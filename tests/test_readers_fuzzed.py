@@ -14,6 +14,7 @@ from benchmarks.tried.strangers import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from dinotrack import DinotrackError, Tracks, Video, load_video
@@ -24,6 +25,7 @@ from dinotrack.data.export import load_csv, load_npz, save_csv, save_npz
 from dinotrack.data.keypoints import load_json, save_json
 from dinotrack.data.masks import load_masks
 from dinotrack.data.pickles import read_pickle
+from dinotrack.data.point_clips import ExportedClips, KubricClips
 from dinotrack.data.queries import read_queries
 from dinotrack.data.tapvid import TapVid
 from dinotrack.methods.dino_tracker import load_networks, read_checkpoint
@@ -96,6 +98,15 @@ def saved(save: Callable[[Path], Any]) -> Callable[[Path], bytes]:
     return made
 
 
+def kubric(path: Path) -> Any:
+    frames = path.parent / "frames"
+    frames.mkdir(exist_ok=True)
+    for number in range(len(CLIP)):
+        PICTURE.save(frames / f"{number}.png")
+    path.rename(path.parent / f"{path.parent.name}.npy")
+    return KubricClips([path.parent])[0]
+
+
 def dumped(content: Any) -> Callable[[Path], bytes]:
     return lambda _: pickle.dumps(content) if not isinstance(content, bytes) else content
 
@@ -105,6 +116,13 @@ JOINT = {"image_path": "a/00001.png", "joints": [[1, 2]] * 37, "visibility": [1]
 VIDEO = {"video_idx": 0, "h": 16, "w": 24, "query_points": {0: [[1, 2]]}}
 ABOUT = {"video": {"path": 'synthetic:{"frames":4,"size":[24,16]}', "start": 0, "max_side": None}}
 PICTURE = Image.fromarray(SMALL[0].permute(1, 2, 0).numpy())
+POINTS = {
+    "query_points": np.zeros((2, 3), np.float32),
+    "target_points": np.zeros((2, 4, 2)),
+    "occluded": np.eye(2, 4) > 0,
+}
+TRAINING = {"video": ENTRY["video"].copy(), **POINTS}
+TRUTH: Any = {"coords": POINTS["target_points"], "visibility": POINTS["occluded"]}
 Reader = tuple[str, Callable[[Path], bytes], Callable[[Path], Any]]
 READERS: dict[str, Reader] = {
     "tracks, npz": (".npz", saved(lambda path: save_npz(TRACKS, path)), load_npz),
@@ -140,6 +158,17 @@ READERS: dict[str, Reader] = {
         dumped(b'{"frames":4,"size":[24,16]}'),
         lambda path: open_synthetic("synthetic:" + path.read_text("latin1")),
     ),
+    "a training clip, npz": (
+        ".npz",
+        saved(lambda path: np.savez(path, **TRAINING)),
+        lambda path: ExportedClips([path])[0],
+    ),
+    "a training clip, safetensors": (
+        ".safetensors",
+        saved(lambda path: save_arrays(TRAINING, path)),
+        lambda path: ExportedClips([path])[0],
+    ),
+    "a training clip, npy": (".npy", saved(lambda path: np.save(path, TRUTH, allow_pickle=True)), kubric),
     "a video, mp4": (".mp4", saved(lambda path: write(path, "mpeg4", "yuv420p", SMALL)), load_video),
     "a video, mkv": (".mkv", saved(lambda path: write(path, "ffv1", "bgr0", SMALL)), load_video),
     "a video, gif": (".gif", saved(lambda path: write(path, "gif", "rgb8", SMALL)), load_video),
