@@ -1,7 +1,7 @@
 """Fuzz the readers of pickles and videos with atheris, which follows the code that each input reaches: what may come out is our
 own error, and nothing else.
 
-python -m benchmarks.fuzz pickle --seconds 60    # also: video, npz, queries, json, clips; `pip install atheris` brings what it needs
+python -m benchmarks.fuzz pickle --seconds 60  # also: video, npz, queries, json, clips; `pip install atheris` brings what it needs
 
 An input that breaks a reader is left as crash-... in the current folder. tests/test_readers_fuzzed.py is the short form,
 by hypothesis.
