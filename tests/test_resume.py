@@ -176,7 +176,7 @@ def test_a_diverged_fit_does_not_overwrite_what_can_be_resumed(video: Video, tmp
             if trainer.global_step == 6:
                 next(pl_module.parameters()).data.fill_(float("nan"))
 
-    with pytest.raises(DinotrackError, match=r"diverged .*lower the learning rate \(method\.module\.lr"):
+    with pytest.raises(DinotrackError, match=r"diverged .*lower method\.module\.lr"):
         run(tmp_path / "run", video, meddle=Spoil())  # type: ignore[arg-type]
     kept = torch.load(tmp_path / "run" / RESUME, weights_only=True)
     assert kept["global_step"] <= 6 and all(value.isfinite().all() for value in kept["state_dict"].values())

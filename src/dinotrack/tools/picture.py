@@ -127,9 +127,9 @@ class FittedRun:
         Raises:
             DinotrackError: for Chrono, which needs none.
         """
-        if isinstance(self.tracker, ChronoTracker):
-            raise DinotrackError(f"{self.folder} is a run of method=chrono, which has no tracklets; take --kind raw")
         config = self.config
+        if config.method.name == "chrono":
+            raise DinotrackError(f"{self.folder} is a run of method=chrono, which has no tracklets; take --kind raw")
         config.device = str(self.tracker.device)
         config.size = list(self.raw.size)
         config.cache_dir = str(self.cache or default_cache())  # wherever the run kept its own
