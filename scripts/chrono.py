@@ -41,7 +41,7 @@ ON_SIFT = {
     name: [f"method={method}", "experiment=demo_fast"]
     for name, method in (("raw features", "raw_features"), ("DINO-Tracker", "dino_tracker"))
 }
-SCORES = {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ", "seconds": "s a clip"}
+SCORES = {"delta_avg": "δ_avg", "oa": "OA", "aj": "AJ", "cpu_seconds": "CPU s a clip"}
 
 
 def dinotrack(*words: str) -> None:
@@ -71,7 +71,7 @@ def folder_name(name: str) -> str:
 
 
 def cpu_seconds(folder: Path) -> float:
-    """Of a training: other work on the machine changes little in them."""
+    """Of a training, or of an evaluation's clip: other work on the machine changes little in them."""
     stages = json.loads((folder / "summary.json").read_text())["stages"]
     return sum(stage["cpu_seconds"] for stage in stages)
 
@@ -105,7 +105,11 @@ def keep() -> None:
     ]
     TRAINED.write_text(json.dumps({"command": ["dinotrack", *SWEEP], "rows": rows}, indent=1) + "\n")
     done = {name: folder for name, (folder, _) in compared().items() if (folder / "scores.csv").exists()}
-    lines = [{**row, "group": name} for name, folder in done.items() for row in rows_of(folder)]
+    lines = [
+        {**row, "group": name, "cpu_seconds": round(cpu_seconds(folder / row["clip"]), 2)}
+        for name, folder in done.items()
+        for row in rows_of(folder)
+    ]
     if lines:
         COMPARED.write_text(as_csv(lines))
 
