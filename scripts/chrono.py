@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from dinotrack.scoreboard import as_csv, rows_of
 from dinotrack.training.sweep_jobs import read_jobs
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "chrono"
 TRAINED, COMPARED = (ROOT / "docs" / "results" / f"chrono_{name}" for name in ("training.json", "methods.csv"))
 PICTURE = ROOT / "docs" / "images" / "chrono_pca.png"
+WIDE = 640
 SWEEP = ["train-chrono", "sweep=temporal", "experiment=chrono_small", "threads=1"]
 CHOSEN = ("attention", 0)
 """Row and seed of the ablation whose adapters are compared."""
@@ -89,6 +92,9 @@ def picture() -> None:
         "run", "video=synthetic", *words, "queries=grid:16", "render=false", "logger=none", f"hydra.run.dir={folder}"
     )
     dinotrack("picture", "pca", str(folder), str(PICTURE), "--frames", "0,12,23")
+    image = Image.open(PICTURE).convert("RGB")
+    image.thumbnail((WIDE, WIDE))
+    image.quantize(96, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
 
 
 def keep() -> None:
@@ -105,11 +111,12 @@ def keep() -> None:
     ]
     TRAINED.write_text(json.dumps({"command": ["dinotrack", *SWEEP], "rows": rows}, indent=1) + "\n")
     done = {name: folder for name, (folder, _) in compared().items() if (folder / "scores.csv").exists()}
+    rows = [(name, folder, row) for name, folder in done.items() for row in rows_of(folder)]
     lines = [
-        {**row, "group": name, "cpu_seconds": round(cpu_seconds(folder / row["clip"]), 2)}
-        for name, folder in done.items()
-        for row in rows_of(folder)
+        {**row, "group": name, "cpu_seconds": round(cpu_seconds(folder / row["clip"]), 2)} for name, folder, row in rows
     ]
+    for line in lines:
+        del line["config"]  # a place on this machine
     if lines:
         COMPARED.write_text(as_csv(lines))
 
