@@ -30,8 +30,8 @@ check: install  ## formatting, lint, types, rooms
 	$(BIN)/lint-imports
 
 test-slow: install  ## what is too long for `make test`: the wheel in another environment, notebooks
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow --durations=10
-	$(BIN)/python -m pytest -o addopts=-ra --nbmake --nbmake-timeout=300 notebooks
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --durations=10
+	$(BIN)/python -m pytest -o addopts=-ra -n 2 --nbmake --nbmake-timeout=300 notebooks
 
 format: install  ## format and fix
 	$(BIN)/ruff format .

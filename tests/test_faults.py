@@ -23,7 +23,6 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("faults")  # on one worker: all rows are made once
 @pytest.mark.parametrize("name", ROWS)
 def test_a_fault_does_no_harm(name: str, short: dict[str, dict[str, Any]]) -> None:
     if name not in short:
