@@ -39,7 +39,7 @@ from dinotrack.training.stopping import RESUME, read_resumable
 
 ADAPTERS = "adapters.safetensors"
 UNSEEN = 5_000
-"""The seed of the first synthetic clip that is held out; a training's begin at 10 000, those of benchmark=synthetic at 0."""
+"""The seed of the first synthetic clip that is held out; a training's begin at 10 000, those of benchmark=synthetic at 200."""
 
 
 def chrono_module(config: DictConfig) -> ChronoModule:
