@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinotrack.correspondences import build_tracklets, dino_best_buddies, frame_pairs, searched_between, table_of
+from dinotrack.correspondences import dino_best_buddies, frame_pairs, searched_between, table_of
 from dinotrack.geometry import constant_scale
 from dinotrack.networks import DeltaDino, TrackerHead
 from dinotrack.refined_pairs import PairSearch
 from dinotrack.structs import FeatureMap, PairTable, Tracklets
+from dinotrack.tracklets import build_tracklets
 from dinotrack.training.batch import Batch, BatchSettings, Store
 from dinotrack.training.rebuild import rebuilt_tables
 from dinotrack.training.tracklet_table import TrackletTable

@@ -9,12 +9,13 @@ import torch
 
 from benchmarks import reference
 from benchmarks.inputs import Inputs
-from dinotrack.correspondences import build_tracklets, consecutive_flows, dino_best_buddies
+from dinotrack.correspondences import dino_best_buddies
 from dinotrack.methods.dino_tracker import refine_features
 from dinotrack.optical_flow import Dis, Raft, flows_over
 from dinotrack.refined_pairs import PairSearch
 from dinotrack.structs import Video
 from dinotrack.trackers import FeatureTracker
+from dinotrack.tracklets import build_tracklets, consecutive_flows
 from dinotrack.training.batch import BatchSettings
 from dinotrack.training.fit import fit
 from dinotrack.training.losses import LossTerms, Step

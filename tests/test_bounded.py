@@ -1,8 +1,8 @@
 """A run with no memory to spare is the run with all of it: what does not fit lies on disk, or on the host of a GPU."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,17 +10,25 @@ from torch import Tensor
 
 import dinotrack.cosines
 import dinotrack.growing
+import dinotrack.spilling
 from dinotrack import cli
+from dinotrack.correspondences import table_of
 from dinotrack.data.synthetic import synthetic_clip
+from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import truth_of_clip
+from dinotrack.geometry import look_up, resize_frames, resize_masks
 from dinotrack.memory import Budget
 from dinotrack.methods.dino_tracker import load_dino_tracker
-from dinotrack.structs import PairTable, Tracks
+from dinotrack.optical_flow import Dis
+from dinotrack.preprocessing import working_frames, working_masks
+from dinotrack.structs import Pairs, PairTable, Tracklets, Tracks
+from dinotrack.tracklets import build_tracklets
 from dinotrack.training.batch import Batch
 from dinotrack.training.config import compose_config, make_module
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import prepare, train
 from dinotrack.training.midway import score_module
+from dinotrack.training.tracklet_table import TrackletTable
 
 TINY = ["flow=dis", "backbone=dense_sift", "backbone.stride=4", "resolution=64", "device=cpu", "steps=4", "logger=none"]
 TINY += ["method.batch.flow_pairs=16", "method.visibility.anchor=0.5"]
@@ -35,13 +43,14 @@ QUERIES = torch.tensor([[0.0, 30, 20], [3, 10, 40], [6, 50, 24]])
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of the unnamed files that are made."""
-    made, make = list[Path](), dinotrack.growing.unnamed_file
+    made, make = list[Path](), dinotrack.spilling.unnamed_file
 
     def noted(folder: Path) -> Any:
         made.append(folder)
         return make(folder)
 
     monkeypatch.setattr(dinotrack.growing, "unnamed_file", noted)
+    monkeypatch.setattr(dinotrack.spilling, "unnamed_file", noted)
     return made
 
 
@@ -76,6 +85,63 @@ def test_a_bounded_chain_gives_the_same_tracks(
     assert set(files) == {tmp_path / "bounded"} and len(files) >= 4 and seen == [7, 2]
     assert len(free[2]) > 50 and all(equal(one, other) for one, other in zip(free, bounded, strict=True))
     assert equal(bounded[0], bounded[1])
+
+
+@pytest.mark.parametrize("drift", ["end", "drop"])
+def test_bounded_tracklets_are_the_same(drift: Literal["end", "drop"], tmp_path: Path, files: list[Path]) -> None:
+    flow, limits = Dis("fast"), {"gamma": 4.0, "gamma_long": 4.0, "drift": drift}
+    free = build_tracklets(CLIP.video.frames, flow, **limits)
+    assert files == [] and len(free) > 1000 and (free.length < free.chained).any() != bool(free.dropped.any())
+    bounded = build_tracklets(CLIP.video.frames, flow, **limits, budget=Budget(1, tmp_path))
+    # rows, first frames, lengths, first rows, positions, confirmed lengths, dropped positions
+    assert set(files) == {tmp_path} and len(files) == (6 if drift == "end" else 7)
+    assert equal(free, bounded) and not any(tmp_path.iterdir())
+    counted = replace(free, rows=torch.zeros(0, dtype=torch.long)).offset
+    assert torch.equal(free.rows, counted) and torch.equal(free.offset, counted)
+    bounded.save(tmp_path / "tracklets.safetensors")
+    assert equal(Tracklets.load(tmp_path / "tracklets.safetensors"), free)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10**6])
+def test_bounded_tables_are_the_same(at_once: int, tmp_path: Path, files: list[Path]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    source, target = torch.randint(0, 5, (2, 200), generator=rng)
+    xy = torch.rand(2, 200, 2, generator=rng) * 40
+    pairs = Pairs(source, target, xy[0], xy[1], torch.arange(200.0))
+    masks, everywhere = torch.rand(5, 12, 16, generator=rng) > 0.5, torch.ones(5, 5, dtype=torch.bool)
+    both = Pairs.cat([pairs, pairs.flip()])
+    expected = PairTable.build(both, look_up(masks, both.source, both.source_xy, (40, 40)), everywhere)
+    found = table_of(pairs, masks, (40, 40), everywhere, budget=Budget(1, tmp_path), at_once=at_once)
+    assert equal(found, expected) and torch.equal(found.offsets, expected.offsets) and len(files) == 6
+    assert equal(table_of(pairs, masks, (40, 40), everywhere), expected) and len(files) == 6
+    none = table_of(Pairs.empty(), masks, (40, 40), everywhere, budget=Budget(1, tmp_path))
+    assert len(none) == 0 and none.frames == 5
+
+
+def test_tracklets_are_looked_up_some_at_a_time() -> None:
+    tracklets = build_tracklets(CLIP.video.frames, Dis("fast"), gamma=4.0, gamma_long=4.0)
+    masks = torch.rand(7, 48, 64, generator=torch.Generator().manual_seed(0)) > 0.5
+    starts = tracklets.start.long()
+    expected = look_up(masks, starts, tracklets.at(torch.arange(len(starts)), starts), (64, 48))
+    for at_once in (100, 10**6):
+        assert torch.equal(TrackletTable.of(tracklets, masks, (64, 48), at_once=at_once).foreground, expected)
+
+
+def test_bounded_frames_and_masks_are_the_same(tmp_path: Path, files: list[Path]) -> None:
+    tight, size = Budget(1, tmp_path), (56, 42)
+    frames = working_frames(CLIP.video, 7, size=size)
+    assert torch.equal(frames, resize_frames(CLIP.video.frames, size)) and files == []
+    assert torch.equal(working_frames(CLIP.video, 7, size=size, budget=tight), frames) and len(files) == 1
+    assert working_frames(CLIP.video, 7, size=(64, 48), budget=tight) is CLIP.video.frames
+    masks = torch.rand(11, 6, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    assert torch.equal(working_masks(masks, size, tight), resize_masks(masks, size)) and len(files) == 2
+    assert working_masks(masks, (8, 6), tight) is masks and len(files) == 2
+
+
+def test_unsorted_tracklets_are_refused() -> None:
+    start, length = torch.tensor([1, 0], dtype=torch.int32), torch.tensor([2, 2], dtype=torch.int32)
+    with pytest.raises(DinotrackError, match="sorted by their first frame"):
+        Tracklets(start, length, length, torch.zeros(4, 2), (6, 4)).begun(3)
 
 
 def test_networks_in_a_fit_are_scored_within_the_bound(tmp_path: Path, files: list[Path]) -> None:

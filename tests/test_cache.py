@@ -16,7 +16,7 @@ from torch import Tensor
 import dinotrack.files
 import dinotrack.tensor_struct
 from dinotrack.cache import Entry, build_or_load, cache_entry, default_cache
-from dinotrack.correspondences import build_tracklets, dino_best_buddies, saliency_masks
+from dinotrack.correspondences import dino_best_buddies, saliency_masks
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import Masks
 from dinotrack.files import temporary_beside
@@ -24,6 +24,7 @@ from dinotrack.geometry import look_up, resize_frames
 from dinotrack.preprocessing import Preprocessed, Supervision, preprocess, working_frames
 from dinotrack.sealed import forget_checks
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracks, Video
+from dinotrack.tracklets import build_tracklets
 
 ENTRY = {"size": [56, 42], "gamma": 1.5}
 

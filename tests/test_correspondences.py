@@ -12,22 +12,19 @@ import torch
 from torch import Tensor
 
 from dinotrack.correspondences import (
-    build_tracklets,
-    chain,
+    alive_in,
     dino_best_buddies,
     frame_pairs,
-    limit_drift,
     nearest_last_frames,
-    new_starts,
     saliency_masks,
     searched_between,
-    stacked,
     table_of,
 )
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres
 from dinotrack.optical_flow import Dis, FlowEstimator, PairFlows, Raft, flows_over
 from dinotrack.structs import FeatureMap, Grid, Pairs, Tracklets
+from dinotrack.tracklets import build_tracklets, chain, limit_drift, new_starts, stacked
 from twins import Point, ambiguity_twin, array, cosine, step_twin, within
 
 HEIGHT, WIDTH, FRAMES = 9, 12, 6
@@ -320,8 +317,8 @@ def span_twin(tracklets: Tracklets, frame: int, token: Tensor) -> tuple[int, int
 def test_the_nearest_tracklet_of_every_token(count: int, rng: torch.Generator) -> None:
     grid, size = Grid(7.0, 7.0), (56, 42)
     tracklets = random_tracklets(count, 6, size, rng)
-    for frame in range(6):
-        found = nearest_last_frames(tracklets, frame, grid, 5, 7)
+    for frame, alive in enumerate(alive_in(tracklets, 6)):
+        found = nearest_last_frames(tracklets, alive, frame, grid, 5, 7)
         expected = [span_twin(tracklets, frame, token) for token in centres(5, 7, grid)]
         assert [tuple(row) for row in found.tolist()] == expected
 

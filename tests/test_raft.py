@@ -10,10 +10,10 @@ from benchmarks import reference
 from benchmarks.inputs import Size, numbered_frames
 from torch import Tensor, nn
 
-from dinotrack.correspondences import build_tracklets
 from dinotrack.errors import DinotrackError
 from dinotrack.optical_flow import Raft, VideoFlowEstimator, build_flow, flows_over
 from dinotrack.raft_flows import RaftFlows, pairs_at_once
+from dinotrack.tracklets import build_tracklets
 
 FRAMES = numbered_frames(Size(frames=4, height=119, width=131))
 
@@ -169,3 +169,17 @@ def test_encoders_see_frames_between_minus_one_and_one() -> None:
         assert given.shape == (1, 3, 119 + top + bottom, 131 + left + right) == (1, 3, 128, 136)
         torch.testing.assert_close(given[0, :, top : top + 119, left : left + 131], FRAMES[number] / 255 * 2 - 1)
         assert torch.equal(given[..., 0], given[..., left])
+
+
+def test_frames_that_memory_has_no_room_for_are_encoded_again_to_the_same() -> None:
+    raft, pairs = small_raft(), [(0, 1), (1, 2), (0, 3), (2, 0)]
+    seen, flows = counted(raft), raft.over(FRAMES)
+    whole = torch.cat([flows(*numbers(pair)) for pair in pairs])
+    assert seen == {"feature_encoder": 4, "context_encoder": 3}
+    seen.clear()
+    room = 2 * 2.2 * flows.features[0].nbytes  # two frames' features, of the larger contexts one
+    few = raft.over(FRAMES, memory=room)
+    assert torch.equal(torch.cat([few(*numbers(pair)) for pair in pairs]), whole)
+    assert seen == {"feature_encoder": 7, "context_encoder": 4}
+    kept = [*few.features.kept.values(), *few.contexts.kept.values()]
+    assert len(kept) == 3 and sum(part.nbytes for part in kept) <= room

@@ -11,9 +11,10 @@ from benchmarks import reference, run, stages, throughput
 from benchmarks.inputs import SIZES, Inputs, Size
 from benchmarks.stages import STAGES, Stage, dense_chains, full_step
 
-from dinotrack.correspondences import build_tracklets, dino_best_buddies
+from dinotrack.correspondences import dino_best_buddies
 from dinotrack.structs import Pairs
 from dinotrack.trackers import FeatureTracker
+from dinotrack.tracklets import build_tracklets
 from dinotrack.training.batch import BatchSettings
 from dinotrack.training.losses import LossTerms, Step
 from dinotrack.training.modules import published_losses

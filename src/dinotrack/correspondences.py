@@ -1,198 +1,38 @@
-"""Supervision of a fit (method §3): optical-flow tracklets and DINO best buddies, vectorised over points."""
+"""Supervision of a fit (method §3): DINO best buddies between frames that no tracklet joins, and the foreground."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dinotrack.cosines import Cosines, ambiguities
-from dinotrack.equations import (
-    best_buddies,
-    best_buddy_weight,
-    follow,
-    forward_backward_error,
-    unit,
-)
-from dinotrack.errors import DinotrackError
-from dinotrack.geometry import centres, constant_scale, inside, look_up, nearest_cell
-from dinotrack.optical_flow import FlowEstimator, Flows, flows_over
+from dinotrack.equations import best_buddies, best_buddy_weight, unit
+from dinotrack.geometry import centres, constant_scale, look_up, nearest_cell
+from dinotrack.growing import Columns
+from dinotrack.memory import Budget
 from dinotrack.progress import Progress, silent
-from dinotrack.structs import PIXELS, FeatureMap, Grid, Pairs, PairTable, Tracklets
+from dinotrack.structs import FeatureMap, Grid, Pairs, PairTable, Tracklets
 
 
-def consecutive_flows(
-    flows: Flows, progress: Progress = silent
-) -> Iterator[tuple[Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]]:
-    """Flow from each frame to the next, and from the next back: one pair of frames after the other, held by nobody here."""
-    for some in progress(torch.arange(len(flows) - 1).split(flows.batch), "optical flow"):
-        yield from zip(*both_ways(flows, some, some + 1), strict=True)
-
-
-def both_ways(
-    flows: Flows, first: Int[Tensor, " p"], second: Int[Tensor, " p"]
-) -> tuple[Float[Tensor, "p 2 h w"], Float[Tensor, "p 2 h w"]]:
-    """Flow from frames `first` to frames `second` and back, asked for at once."""
-    found = flows(torch.cat([first, second]), torch.cat([second, first]))
-    return found[: len(first)], found[len(first) :]
-
-
-def new_starts(
-    occupied: Bool[Tensor, "h w"], forward: Float[Tensor, "2 h w"], backward: Float[Tensor, "2 h w"], limit: float
-) -> Bool[Tensor, "h w"]:
-    """Pixels of a frame where tracklets start (§3), from the flow of the previous frame to it and back.
-
-    Those through which no tracklet passes, whose backward flow is inconsistent, or on which no forward flow lands.
-    """
-    height, width = occupied.shape
-    pixels = centres(height, width, PIXELS, occupied.device)
-    _, error = forward_backward_error(backward, forward, pixels)
-    landed = follow(forward, pixels)
-    reached = torch.zeros_like(occupied).flatten()
-    reached[nearest_cell(landed[inside(landed, (width, height))], PIXELS, height, width)] = True
-    return ~occupied | (error >= limit).view(height, width) | ~reached.view(height, width)
-
-
-def stacked(flows: Flows, progress: Progress = silent) -> tuple[Float[Tensor, "u 2 h w"], Float[Tensor, "u 2 h w"]]:
-    """Consecutive flows of a whole video at once, those forwards and those backwards, on the CPU; none of a single frame."""
-    batches = progress(torch.arange(len(flows) - 1).split(flows.batch), "optical flow")
-    parts = [[way.cpu() for way in both_ways(flows, some, some + 1)] for some in batches]
-    forward, backward = (torch.cat(way) for way in zip(*parts, strict=True))
-    return forward, backward
-
-
-def chain(flows: Iterable[tuple[Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]], *, gamma: float = 1.5) -> Tracklets:
-    """Tracklets before the drift check (§3), from the flows from each frame to the next and back, of which two are held.
-
-    x^j = x^{j-1} + f(x^{j-1}) while the forward-backward error is below `gamma` pixels and x stays inside the frame.
-    """
-    ids, xy, size = torch.zeros(0, dtype=torch.int32), torch.zeros(0, 2), (0, 0)
-    rows: list[tuple[Tensor, Tensor]] = []
-    starts: list[Tensor] = []
-    before: list[Tensor] = []
-    for t, (forward, backward) in enumerate(flows):
-        (_, height, width), device = forward.shape, forward.device
-        pixels, size = centres(height, width, PIXELS, device), (width, height)
-        ids, xy = ids.to(device), xy.to(device)
-        occupied = torch.zeros(height * width, dtype=torch.bool, device=device)
-        occupied[nearest_cell(xy, PIXELS, height, width)] = True
-        occupied = occupied.view(height, width)
-        begun = pixels[(new_starts(occupied, *before, gamma) if before else ~occupied).flatten()]
-        total = sum(map(len, starts))
-        starts.append(torch.full((len(begun),), t, device=device))
-        ids = torch.cat([ids, torch.arange(total, total + len(begun), dtype=torch.int32, device=device)])
-        xy = torch.cat([xy, begun])
-        rows.append((ids, xy))
-        landed, error = forward_backward_error(forward, backward, xy)
-        alive = (error < gamma) & inside(landed, size)
-        ids, xy, before = ids[alive], landed[alive], [forward, backward]
-    rows.append((ids, xy))  # a start in the last frame would be no tracklet
-    return gather_rows(rows, torch.cat(starts) if starts else ids, size)
-
-
-def gather_rows(rows: list[tuple[Tensor, Tensor]], start: Int[Tensor, " n"], size: tuple[int, int]) -> Tracklets:
-    """(ids, xy) of each frame as ragged tracklets of two frames or more.
-
-    A position's place is known once all are counted, and no sorting is needed. The rows are taken out of the list one by one, so
-    that positions are not held twice.
-    """
-    length = torch.zeros(len(start), dtype=torch.int32, device=start.device)
-    for ids, _ in rows:
-        length[ids] += 1  # once each: an id is in a frame once
-    keep = length >= 2
-    end = (length * keep).cumsum(0)
-    xy = torch.empty(int(end[-1]) if len(end) else 0, 2, device=start.device)
-    first = end - length - start  # of a chain's row in frame 0, were it there
-    for t in range(len(rows)):
-        ids, positions = rows[t]
-        kept = keep[ids]
-        xy[first[ids[kept]] + t] = positions[kept]
-        rows[t] = (ids.new_empty(0), positions.new_empty(0, 2))
-    return Tracklets(start[keep].int(), length[keep], length[keep], xy, size)
-
-
-def limit_drift(
-    tracklets: Tracklets,
-    flows: Flows,
-    *,
-    gamma: float = 1.5,
-    gamma_long: float = 2.5,
-    drift: Literal["end", "drop"] = "end",
-    progress: Progress = silent,
-) -> Tracklets:
-    """Take out of tracklets what the direct flow from their first frame disagrees with by `gamma_long` pixels or more (§3).
-
-    `drift` says what: all from there on [C], or that position alone [P]. The direct flow counts where it is itself
-    cycle-consistent (below `gamma`) and lands inside. Only pairs of frames that some tracklet still spans are computed: those
-    that are equally far apart, batch by batch, before those farther apart.
-
-    Raises:
-        DinotrackError: for another `drift`.
-    """
-    if drift not in ("end", "drop"):
-        raise DinotrackError(f"drift={drift!r} is neither 'end' nor 'drop'")
-    length, device = tracklets.length.clone(), tracklets.xy.device
-    dropped = torch.zeros(len(tracklets.xy) if drift == "drop" else 0, dtype=torch.bool, device=device)
-    living = torch.arange(len(tracklets), device=device)
-    for apart in progress(range(2, len(flows)), "drift check"):
-        living = living[length[living] > apart]
-        for i, group, direct, back in spanned_flows(tracklets, living, apart, flows):
-            landed, error = forward_backward_error(direct, back, tracklets.at(group, torch.full_like(group, i)))
-            off = (landed - tracklets.at(group, torch.full_like(group, i + apart))).norm(dim=1)
-            drifted = group[(error < gamma) & inside(landed, tracklets.size) & (off >= gamma_long)]
-            if drift == "end":
-                length[drifted] = apart
-            else:
-                dropped[tracklets.offset[drifted] + apart] = True
-    return replace(tracklets, length=length, dropped=dropped)
-
-
-def spanned_flows(
-    tracklets: Tracklets, living: Int[Tensor, " n"], apart: int, flows: Flows
-) -> Iterator[tuple[int, Int[Tensor, " m"], Float[Tensor, "2 h w"], Float[Tensor, "2 h w"]]]:
-    """(i, those of the tracklets `living` that start in frame i, flow from i to i + `apart` and back), for each such frame."""
-    # Chains that start together are next to each other, because they are numbered by their first frame.
-    starts, sizes = tracklets.start[living].cpu().long().unique_consecutive(return_counts=True)
-    groups = dict(zip(starts.tolist(), living.split(sizes.tolist()), strict=True))
-    for first in starts.split(flows.batch) if len(starts) else ():
-        for i, direct, back in zip(first.tolist(), *both_ways(flows, first, first + apart), strict=True):
-            yield i, groups[i], direct, back
-
-
-def build_tracklets(
-    frames: UInt8[Tensor, "t 3 h w"],
-    flow: FlowEstimator,
-    *,
-    gamma: float = 1.5,
-    gamma_long: float = 2.5,
-    drift: Literal["end", "drop"] = "end",
-    scale: bool = True,
-    device: torch.device | str = "cpu",
-    progress: Progress = silent,
-) -> Tracklets:
-    """Flow tracklets of a video at working resolution (§3); `scale` takes γ_of and γ_lng as pixels at a long side of 854.
-
-    `flow` sees the frames on `device`, and the points are followed there; the tracklets come back on the CPU.
-    """
-    size = (frames.shape[3], frames.shape[2])
-    factor, flows = constant_scale(size) if scale else 1.0, flows_over(frames.to(device), flow)
-    chained = chain(consecutive_flows(flows, progress), gamma=gamma * factor)
-    chained = replace(chained, size=size)  # which no flow says of a single frame
-    limits = {"gamma": gamma * factor, "gamma_long": gamma_long * factor}
-    return limit_drift(chained, flows, **limits, drift=drift, progress=progress).to("cpu")
+def alive_in(tracklets: Tracklets, frames: int) -> Iterator[Int[Tensor, " m"]]:
+    """Those whose chain is there, in each of so many frames."""
+    begun, alive = tracklets.begun(frames), torch.zeros(0, dtype=torch.long)
+    for t in range(frames):
+        going_on = tracklets.start[alive] + tracklets.chained[alive] > t
+        alive = torch.cat([alive[going_on], torch.arange(begun[t], begun[t + 1])])
+        yield alive
 
 
 def nearest_last_frames(
-    tracklets: Tracklets, frame: int, grid: Grid, height: int, width: int
+    tracklets: Tracklets, alive: Int[Tensor, " m"], frame: int, grid: Grid, height: int, width: int
 ) -> Int[Tensor, "cells 2"]:
-    """First and last frame of the chained tracklet nearest to each token of `frame`; (frame, frame) where none lives (§3)."""
-    tokens = centres(height, width, grid, tracklets.xy.device)
-    alive = torch.nonzero((tracklets.start <= frame) & (frame < tracklets.start + tracklets.chained)).squeeze(1)
-    span = torch.full((len(tokens), 2), frame, dtype=torch.int32, device=tokens.device)
+    """First and last frame of that chain, of those `alive` in `frame`, nearest to each token; (frame, frame) without one (§3)."""
+    tokens = centres(height, width, grid)
+    span = torch.full((len(tokens), 2), frame, dtype=torch.int32)
     if not len(alive):
         return span
     xy = tracklets.at(alive, torch.full_like(alive, frame))
@@ -269,13 +109,14 @@ def dino_best_buddies(
     scale: bool = True,
     device: torch.device | str = "cpu",
     memory: float = 4e9,
+    budget: Budget = Budget(),
     progress: Progress = silent,
 ) -> Pairs:
     """DINO best buddies of every unordered pair of frames (Eq. 3), filtered by flow, with their weights (§3).
 
     `source` is the earlier frame. `side` is in pixels at a long side of 854 unless `scale` is off; up to 100 frames make
     4950 pairs, of longer videos `max_frame_pairs` are chosen at random. `memory` bounds, in bytes, the unit rows of all frames,
-    which are made again where they do not fit; the pairs are the same.
+    which are made again where they do not fit; the pairs are the same. They lie on disk where the budget has no room for them.
     """
     count, _, height, width = features.values.shape
     tokens = centres(height, width, features.grid, device)
@@ -284,8 +125,11 @@ def dino_best_buddies(
         "overlap": overlap,
         "candidates": candidates,
     }
-    spans = [nearest_last_frames(tracklets, t, features.grid, height, width).to(device) for t in range(count)]
-    found: dict[tuple[int, int], Pairs] = {}
+    spans = [
+        nearest_last_frames(tracklets, alive, t, features.grid, height, width).to(device)
+        for t, alive in enumerate(alive_in(tracklets, count))
+    ]
+    found: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
     every = frame_pairs(count, max_frame_pairs)
     for i, j, similarities in progress(Cosines(features.values, every, device, memory), "best buddies"):
         source, target = best_buddies(similarities)
@@ -295,9 +139,15 @@ def dino_best_buddies(
             ambiguities(similarities, source, 0, tokens, **peaks), ambiguities(similarities, target, 1, tokens, **peaks)
         )
         weight = best_buddy_weight(ratio, similarities[source, target])
-        first, second = torch.full_like(source, i), torch.full_like(target, j)
-        found[i, j] = Pairs(first, second, tokens[source], tokens[target], weight).to("cpu")
-    return Pairs.cat([found[pair] for pair in every])
+        found[i, j] = source.int().cpu(), target.int().cpu(), weight.cpu()
+    if not any(len(weight) for *_, weight in found.values()):
+        return Pairs.empty()
+    columns, tokens = Columns(sum(len(weight) for *_, weight in found.values()), budget), tokens.cpu()
+    for i, j in every:
+        source, target, weight = found.pop((i, j))
+        frames = {"source": torch.full((len(source),), i), "target": torch.full((len(source),), j)}
+        columns.add(**frames, source_xy=tokens[source], target_xy=tokens[target], weight=weight)
+    return Pairs(**columns.done())
 
 
 def principal_axes(features: FeatureMap, count: int) -> Float[Tensor, "k c"]:
@@ -347,11 +197,39 @@ def searched_between(frame_pairs: Sequence[tuple[int, int]], frames: int) -> Boo
 
 
 def table_of(
-    pairs: Pairs, masks: Bool[Tensor, "t h w"], size: tuple[int, int], searched: Bool[Tensor, "t t"]
+    pairs: Pairs,
+    masks: Bool[Tensor, "t h w"],
+    size: tuple[int, int],
+    searched: Bool[Tensor, "t t"],
+    *,
+    budget: Budget = Budget(),
+    at_once: int = 2**20,
 ) -> PairTable:
     """Pairs in both directions as a table, so that the foreground is always the source token's (§5).
 
-    Positions of frames of (W, H) `size`, in which the masks may be of another size.
+    Positions of frames of (W, H) `size`, in which the masks may be of another size. About `at_once` rows are sorted at a time,
+    and they lie on disk where the budget has no room for them.
     """
-    pairs = Pairs.cat([pairs, pairs.flip()])
-    return PairTable.build(pairs, look_up(masks, pairs.source, pairs.source_xy, size), searched)
+    if not len(pairs):
+        return PairTable.build(pairs, torch.zeros(0, dtype=torch.bool), searched)
+    columns = Columns(2 * len(pairs), budget)
+    for first, last in source_blocks(pairs, len(searched), at_once):
+        there, back = (
+            ((frame >= first) & (frame < last)).nonzero().squeeze(1) for frame in (pairs.source, pairs.target)
+        )
+        some = Pairs.cat([pairs[there], pairs[back].flip()])
+        part = PairTable.build(some, look_up(masks, some.source, some.source_xy, size), searched)
+        columns.add(**{field.name: getattr(part, field.name) for field in fields(part) if field.name != "searched"})
+    return PairTable(**columns.done(), searched=searched)
+
+
+def source_blocks(pairs: Pairs, frames: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """First and past the last frame of blocks of source frames with some `at_once` pairs in both directions, or one frame."""
+    counts = sum(torch.bincount(frame, minlength=frames) for frame in (pairs.source, pairs.target))
+    first = rows = 0
+    for frame, count in enumerate(torch.as_tensor(counts).tolist()):
+        if rows and rows + count > at_once:
+            yield first, frame
+            first, rows = frame, 0
+        rows += count
+    yield first, frames

@@ -1,5 +1,6 @@
 """Optical flow by OpenCV's dense inverse search, which needs no weights (method §3)."""
 
+import math
 from typing import Any
 
 import cv2
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from dinotrack.errors import DinotrackError
+from dinotrack.recent import Recent
 
 DIS_PRESETS = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
@@ -54,13 +56,13 @@ class Dis:
         numbers = torch.arange(len(source))
         return self.over(torch.cat([source, target]))(numbers, numbers + len(source))
 
-    def over(self, frames: UInt8[Tensor, "t 3 h w"]) -> "DisFlows":
-        """Motion between these frames, each of which is made grey once."""
+    def over(self, frames: UInt8[Tensor, "t 3 h w"], memory: float = math.inf) -> "DisFlows":
+        """Motion between these frames, each of which is made grey once as long as all fit into `memory` bytes."""
         estimator = cv2.DISOpticalFlow.create(DIS_PRESETS[self.settings["preset"]])
         estimator.setFinestScale(self.settings["finest_scale"])
         estimator.setVariationalRefinementIterations(self.settings["refinement_iterations"])
         # OpenCV fails, or dies of a segmentation fault, where a side has less than one 8-pixel patch at the finest scale.
-        return DisFlows(estimator, frames, smallest=16 << self.settings["finest_scale"])
+        return DisFlows(estimator, frames, smallest=16 << self.settings["finest_scale"], memory=memory)
 
     def to(self, device: torch.device | str) -> "Dis":
         """DIS stays on the CPU."""
@@ -72,9 +74,11 @@ class DisFlows:
 
     batch = 1
 
-    def __init__(self, estimator: cv2.DISOpticalFlow, frames: UInt8[Tensor, "t 3 h w"], smallest: int) -> None:
+    def __init__(
+        self, estimator: cv2.DISOpticalFlow, frames: UInt8[Tensor, "t 3 h w"], smallest: int, memory: float = math.inf
+    ) -> None:
         self.estimator, self.frames, self.smallest = estimator, frames, smallest
-        self.images: dict[int, np.ndarray] = {}
+        self.images = Recent(self._image, memory)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -87,15 +91,13 @@ class DisFlows:
 
     def _pair(self, source: int, target: int) -> Float[Tensor, "1 2 h w"]:
         height, width = self.frames.shape[2:]
-        first, second = self._image(source), self._image(target)
+        first, second = self.images[source], self.images[target]
         flow = self.estimator.calc(first, second, None)  # pyright: ignore[reportCallIssue, reportArgumentType] (stubs lack None)
         return torch.from_numpy(flow[:height, :width].copy()).permute(2, 0, 1).unsqueeze(0)
 
     def _image(self, number: int) -> np.ndarray:
-        if number not in self.images:
-            shortfall = [(0, max(0, self.smallest - side)) for side in self.frames.shape[2:]]
-            self.images[number] = np.pad(grey(self.frames[number]), shortfall, mode="edge")
-        return self.images[number]
+        shortfall = [(0, max(0, self.smallest - side)) for side in self.frames.shape[2:]]
+        return np.pad(grey(self.frames[number]), shortfall, mode="edge")
 
 
 def grey(frame: UInt8[Tensor, "3 h w"]) -> np.ndarray:

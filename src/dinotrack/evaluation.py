@@ -9,7 +9,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from dinotrack.correspondences import stacked
 from dinotrack.data.badja import BADJA_SIZE, badja_truth, read_badja
 from dinotrack.data.queries import sample_queries
 from dinotrack.data.synthetic import Clip
@@ -23,6 +22,7 @@ from dinotrack.optical_flow import FlowEstimator, flows_over
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, PointTruth, Tracks, Video
 from dinotrack.trackers import Tracker, VisibilityRule
+from dinotrack.tracklets import stacked
 
 
 def baselines(

@@ -2,10 +2,8 @@
 
 import hashlib
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +15,7 @@ from dinotrack.files import remove_leftovers, saying_where, temporary_beside
 from dinotrack.mapped import map_file, plain_bytes, safetensors_head, tensor_at
 from dinotrack.memory import Budget
 from dinotrack.sealed import seal, take_as_checked
+from dinotrack.spilling import PART, unnamed_file
 from dinotrack.structs import FeatureMap
 from dinotrack.tensor_struct import metadata_of
 
@@ -37,11 +36,14 @@ class Sink(Protocol):
 class Rows:
     """`count` rows of a tensor used on `device`: there, in the host's memory, or mapped from a file, as the budget has room.
 
-    The file has no name, so that nothing is left of it when the process ends, however it does.
+    The file has no name, so that nothing is left of it when the process ends, however it does. In memory they take at most one of
+    `part` equal parts of what is left.
     """
 
-    def __init__(self, count: int, budget: Budget = Budget(), device: torch.device | str = "cpu") -> None:
-        self.count, self.budget, self.device, self.filled = count, budget, device, 0
+    def __init__(
+        self, count: int, budget: Budget = Budget(), device: torch.device | str = "cpu", *, part: int = 2
+    ) -> None:
+        self.count, self.budget, self.device, self.part, self.filled = count, budget, device, part, 0
         self.values: Tensor | None = None
         self.file: BinaryIO | None = None
         self.like = torch.empty(0)
@@ -52,6 +54,8 @@ class Rows:
         Raises:
             DinotrackError: when the file cannot be written.
         """
+        if not len(rows):
+            return
         if not self.filled:
             self._begin(rows)
         if self.values is not None:
@@ -64,7 +68,7 @@ class Rows:
     def _begin(self, rows: Shaped[Tensor, "n ..."]) -> None:
         self.like = torch.empty(0, *rows.shape[1:], dtype=rows.dtype)
         size = rows[0].numel() * rows.element_size() * self.count
-        place = self.budget.device_for(size, self.device)
+        place = self.budget.device_for(size, self.device, self.part)
         if place is None:
             self.file = unnamed_file(self.budget.place)
         else:
@@ -81,6 +85,23 @@ class Rows:
             return tensor_at(map_file(self.file), self.like.dtype, (self.count, *self.like.shape[1:]))
 
 
+class Columns:
+    """Tensors of `count` rows each that are filled together, by name; each lies where the budget has room for it."""
+
+    def __init__(self, count: int, budget: Budget = Budget()) -> None:
+        self.count, self.budget = count, budget
+        self.columns: dict[str, Rows] = {}
+
+    def add(self, **parts: Shaped[Tensor, "n ..."]) -> None:
+        """Take the next rows, of every column as many."""
+        for name, part in parts.items():
+            self.columns.setdefault(name, Rows(self.count, self.budget, part=PART)).add(part)
+
+    def done(self) -> dict[str, Tensor]:
+        """All columns."""
+        return {name: rows.done() for name, rows in self.columns.items()}
+
+
 def placed(features: FeatureMap, device: torch.device | str, budget: Budget = Budget()) -> FeatureMap:
     """The same features on `device` if the budget has room for them there, else where they are."""
     values = features.values
@@ -88,15 +109,6 @@ def placed(features: FeatureMap, device: torch.device | str, budget: Budget = Bu
         wanted = budget.device_for(values.nbytes, device)
         return features if wanted is None or wanted.type == "cpu" else features.to(wanted)
     return features.to(device)
-
-
-def unnamed_file(folder: Path) -> Any:
-    """A file that no one else sees, in `folder` or, where that cannot be written, in the system's folder for such files."""
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryFile(dir=folder)
-    with saying_where(Path(tempfile.gettempdir())):
-        return tempfile.TemporaryFile()
 
 
 class FeatureEntry:

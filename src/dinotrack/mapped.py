@@ -27,12 +27,13 @@ DTYPES |= {"BOOL": torch.bool}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def map_file(file: BinaryIO) -> mmap.mmap:
-    """All bytes of a file; what is written to them stays private to this process.
+def map_file(file: BinaryIO, *, private: bool = True) -> mmap.mmap:
+    """All bytes of a file; what is written to them stays `private` to this process, and in memory, or goes to the file.
 
-    torch's and safetensors' maps of that kind are refused where the file is larger than memory and swap together.
+    torch's and safetensors' private maps are refused where the file is larger than memory and swap together.
     """
-    return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | UNRESERVED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    kind = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
+    return mmap.mmap(file.fileno(), 0, flags=kind | UNRESERVED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def tensor_at(content: mmap.mmap, dtype: torch.dtype, shape: Sequence[int], offset: int = 0) -> Shaped[Tensor, "..."]:

@@ -86,7 +86,7 @@ class Budget:
 
     `limit` bounds the whole process, in bytes or as 8GB; None is what is free when it is asked for. `features` says where those of
     all frames are used on a GPU: on the "device", on the "host", or, by the device's free memory, either. One tensor is given at
-    most half of what is left.
+    most half of what is left, or another part.
     """
 
     limit: Limit = None
@@ -114,14 +114,14 @@ class Budget:
         free = free_memory()
         return free if self.limit is None else max(0, min(free, parse_bytes(self.limit) - held()))
 
-    def share(self, device: torch.device | str = "cpu") -> int:
-        """Bytes that one tensor may take."""
-        return self.room(device) // 2
+    def share(self, device: torch.device | str = "cpu", part: int = 2) -> int:
+        """Bytes that one tensor may take: one of so many equal parts of what is left."""
+        return self.room(device) // part
 
-    def device_for(self, size: int, device: torch.device | str) -> torch.device | None:
+    def device_for(self, size: int, device: torch.device | str, part: int = 2) -> torch.device | None:
         """Where features of `size` bytes, used on `device`, are to lie: there, in the host's memory, or (None) in a file."""
         device = torch.device(device)
         on_device = device.type != "cpu" and self.features != "host"
-        if on_device and (self.features == "device" or size <= self.share(device)):
+        if on_device and (self.features == "device" or size <= self.share(device, part)):
             return device
-        return torch.device("cpu") if size <= self.share() else None
+        return torch.device("cpu") if size <= self.share("cpu", part) else None

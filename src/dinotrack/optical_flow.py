@@ -1,5 +1,6 @@
 """Optical flow between frames (method §3): what an estimator is, and the two that there are, DIS and RAFT."""
 
+import math
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,7 +47,9 @@ class Flows(Protocol):
 class VideoFlowEstimator(FlowEstimator, Protocol):
     """A flow estimator that, of a whole video, reads each frame once and not once for each of its pairs."""
 
-    def over(self, frames: UInt8[Tensor, "t 3 h w"]) -> Flows: ...
+    def over(self, frames: UInt8[Tensor, "t 3 h w"], memory: float = math.inf) -> Flows:
+        """Motion between these frames. `memory` bounds, in bytes, what is kept of them between two calls."""
+        ...
 
 
 class PairFlows:
@@ -67,9 +70,9 @@ class PairFlows:
         return torch.cat([empty, *flows])
 
 
-def flows_over(frames: UInt8[Tensor, "t 3 h w"], flow: FlowEstimator) -> Flows:
-    """The motion between the frames of a video, which are on the estimator's device."""
-    return flow.over(frames) if isinstance(flow, VideoFlowEstimator) else PairFlows(flow, frames)
+def flows_over(frames: UInt8[Tensor, "t 3 h w"], flow: FlowEstimator, memory: float = math.inf) -> Flows:
+    """The motion between the frames of a video, which are on the estimator's device; of them it keeps `memory` bytes at most."""
+    return flow.over(frames, memory) if isinstance(flow, VideoFlowEstimator) else PairFlows(flow, frames)
 
 
 def build_flow(settings: dict[str, Any]) -> FlowEstimator:

@@ -11,20 +11,16 @@ from torch import Tensor
 
 from dinotrack.backbones import Backbone, Tap, identity
 from dinotrack.cache import build_or_load, cache_entry
-from dinotrack.correspondences import (
-    build_tracklets,
-    dino_best_buddies,
-    frame_pairs,
-    searched_between,
-    table_of,
-)
+from dinotrack.correspondences import dino_best_buddies, frame_pairs, searched_between, table_of
 from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import FeaturePass
-from dinotrack.geometry import resize_frames, working_size
+from dinotrack.geometry import resize_frames, resize_masks, working_size
+from dinotrack.growing import Rows
 from dinotrack.memory import Budget
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import FeatureMap, Pairs, PairTable, Tracklets, Video
+from dinotrack.tracklets import build_tracklets
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,40 @@ class Preprocessed:
     masks: Bool[Tensor, "t h2 w2"]
 
 
+FRAMES_PART = 8
+"""One of so many equal parts of what is left is what working frames or masks may take of memory; few are read at a time."""
+
+
 def working_frames(
-    video: Video, stride: int, resolution: int = 854, size: tuple[int, int] | None = None
+    video: Video,
+    stride: int,
+    resolution: int = 854,
+    size: tuple[int, int] | None = None,
+    budget: Budget = Budget(),
 ) -> UInt8[Tensor, "t 3 h w"]:
-    """Frames at working resolution: long side `resolution`, or exactly `size` = (W, H) (§0)."""
-    return resize_frames(video.frames, size or working_size(video.size, resolution, stride))
+    """Frames at working resolution: long side `resolution`, or exactly `size` = (W, H) (§0).
+
+    Where they are not the video's own and the budget has little room for them, they lie in an unnamed file.
+    """
+    size = size or working_size(video.size, resolution, stride)
+    if size == video.frame_size:
+        return video.frames
+    rows = Rows(len(video.frames), budget, part=FRAMES_PART)
+    for some in video.frames.split(8):
+        rows.add(resize_frames(some, size))
+    return rows.done()
+
+
+def working_masks(
+    masks: Bool[Tensor, "t h w"], size: tuple[int, int], budget: Budget = Budget()
+) -> Bool[Tensor, "t h2 w2"]:
+    """Masks at the (W, H) `size` of working frames, and where the budget has little room for them in an unnamed file."""
+    if (masks.shape[2], masks.shape[1]) == size:
+        return masks
+    rows = Rows(len(masks), budget, part=FRAMES_PART)
+    for some in masks.split(8):
+        rows.add(resize_masks(some, size))
+    return rows.done()
 
 
 def preprocess(
@@ -87,7 +112,7 @@ def preprocess(
     Raises:
         DinotrackError: when no tracklet is found, or the cache cannot be written.
     """
-    frames = working_frames(video, backbone.stride, resolution, size)
+    frames = working_frames(video, backbone.stride, resolution, size, budget)
     options = {"device": device, "chunk": chunk, "progress": progress, "budget": budget}
     raw = FeaturePass(video, frames, backbone, cache, beside, **options)
     features = raw.features(saliency=not len(video.masks))
@@ -103,7 +128,7 @@ def preprocess(
     tracklets = build_or_load(
         Tracklets,
         cache_entry(cache, video, "tracklets", key_flow),
-        lambda: build_tracklets(frames, flow, **of_flow, device=device, progress=progress),
+        lambda: build_tracklets(frames, flow, **of_flow, device=device, budget=budget, progress=progress),
     )
     if not len(tracklets):
         raise DinotrackError(
@@ -124,9 +149,11 @@ def preprocess(
             scale=supervision.scale_constants,
             device=device,
             memory=budget.share(device),
+            budget=budget,
             progress=progress,
         ),
     )
     masks = video.masks if len(video.masks) else raw.saliency(features)
     searched = searched_between(frame_pairs(len(frames), supervision.max_frame_pairs), len(frames))
-    return Preprocessed(frames, features, tracklets, table_of(pairs, masks, features.size, searched), masks)
+    table = table_of(pairs, masks, features.size, searched, budget=budget)
+    return Preprocessed(frames, features, tracklets, table, masks)

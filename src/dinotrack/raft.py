@@ -1,5 +1,6 @@
 """Optical flow by torchvision's RAFT (method §3), in half precision on a GPU; its weights."""
 
+import math
 from typing import Any
 
 import torch
@@ -81,9 +82,9 @@ class Raft:
         numbers = torch.arange(len(source))
         return self.over(torch.cat([source, target]))(numbers, numbers + len(source))
 
-    def over(self, frames: UInt8[Tensor, "t 3 h w"]) -> "RaftFlows":
-        """Motion between these frames, each of which is encoded once; they must be on RAFT's device."""
-        return RaftFlows(self.network, frames, self.updates, PRECISIONS[self.precision], self.batch)
+    def over(self, frames: UInt8[Tensor, "t 3 h w"], memory: float = math.inf) -> "RaftFlows":
+        """Motion between these frames, each of which is encoded once as long as all fit into `memory` bytes; on RAFT's device."""
+        return RaftFlows(self.network, frames, self.updates, PRECISIONS[self.precision], self.batch, memory)
 
     def to(self, device: torch.device | str) -> "Raft":
         """Move to `device`, in place."""

@@ -1,6 +1,8 @@
 """Motion between the frames of a video by the parts of torchvision's RAFT (method §3): each frame is encoded once."""
 
+import math
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +13,15 @@ from torchvision.models.optical_flow import RAFT
 
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import without_autocast
+from dinotrack.recent import Recent
 
 
 class RaftFlows:
     """Motion between the frames of a video by the parts of torchvision's RAFT.
 
     What the encoders make of a frame is kept from when it is first asked for: of raft_large 512 numbers for each 8×8 pixels, of
-    raft_small 288, in the encoders' precision. That is 32 bytes a pixel at most, 16 in half precision, on the frames' device.
+    raft_small 288, in the encoders' precision. That is 32 bytes a pixel at most, 16 in half precision, on the frames' device. Where
+    `memory` bytes do not hold all, frames that were not asked for lately are encoded again, which does not change what comes out.
     """
 
     def __init__(
@@ -27,14 +31,15 @@ class RaftFlows:
         updates: int = 24,
         precision: torch.dtype = torch.float32,
         batch: int | None = None,
+        memory: float = math.inf,
     ) -> None:
         self.network, self.frames, self.updates, self.precision = network, frames, updates, precision
         self.margins = margins(frames.shape[3], frames.shape[2])
         left, top, right, bottom = self.margins
         self.cells = (frames.shape[2] + top + bottom) // 8, (frames.shape[3] + left + right) // 8
         self.batch = batch or (pairs_at_once(*self.cells) if frames.is_cuda else 1)
-        self.features: dict[int, Tensor] = {}
-        self.contexts: dict[int, Tensor] = {}
+        self.features = Recent(partial(self.encoded, network.feature_encoder), memory / 2)
+        self.contexts = Recent(partial(self.encoded, network.context_encoder), memory / 2)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -59,7 +64,7 @@ class RaftFlows:
     def refined(self, source: list[int], target: list[int]) -> Float[Tensor, "p 2 h8 w8"]:
         """Motion between padded frames: from none, by `updates` looks at the correlations around where it leads."""
         update, correlations = self.network.update_block, self.network.corr_block
-        first, second = (self.encoded(self.network.feature_encoder, self.features, which) for which in (source, target))
+        first, second = (torch.stack([self.features[number] for number in which]) for which in (source, target))
         hidden, context = self.context(source)
         start = cell_numbers(*self.cells, self.frames.device)
         flow = torch.zeros(len(source), *start.shape, device=start.device)
@@ -72,21 +77,16 @@ class RaftFlows:
         correlations.corr_pyramid = []  # its memory is for others
         return self.upsampled(flow, hidden)
 
-    def encoded(
-        self, encoder: nn.Module, known: dict[int, Tensor], numbers: list[int]
-    ) -> Float[Tensor, "p channels rows columns"]:
-        """What `encoder` makes of frames, of each the first time only; one by one, so that the others do not matter."""
-        for number in numbers:
-            if number not in known:
-                with self.in_precision():
-                    known[number] = encoder(self.padded(number))[0]
-        return torch.stack([known[number] for number in numbers])
+    def encoded(self, encoder: nn.Module, number: int) -> Float[Tensor, "channels rows columns"]:
+        """What an encoder makes of a frame: of one at a time, so that the others do not matter."""
+        with self.in_precision():
+            return encoder(self.padded(number))[0]
 
     def context(
         self, numbers: list[int]
     ) -> tuple[Float[Tensor, "p hidden rows columns"], Float[Tensor, "p context rows columns"]]:
         """What each update starts from, and what it has beside it, of source frames."""
-        maps = self.encoded(self.network.context_encoder, self.contexts, numbers)
+        maps = torch.stack([self.contexts[number] for number in numbers])
         size = self.network.update_block.hidden_state_size
         return maps[:, :size].tanh(), maps[:, size:].relu()
 

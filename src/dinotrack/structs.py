@@ -105,7 +105,10 @@ class FeatureMap(TensorStruct):
 
 @dataclass(frozen=True)
 class Tracklets(TensorStruct):
-    """Chains of optical flow (method §3): each a run of consecutive frames, stored ragged, at working resolution."""
+    """Chains of optical flow (method §3): each a run of consecutive frames, stored ragged, at working resolution.
+
+    Those that begin in an earlier frame come first.
+    """
 
     start: Int[Tensor, " n"]
     """First frame."""
@@ -118,6 +121,8 @@ class Tracklets(TensorStruct):
     size: tuple[int, int]
     dropped: Bool[Tensor, " q"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     """Positions that the drift check took out of their chain [P], as rows of `xy`; empty where chains end instead [C]."""
+    rows: Int[Tensor, " r"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    """Row of each chain's first position in `xy`; empty where it is counted when it is asked for."""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -125,7 +130,18 @@ class Tracklets(TensorStruct):
     @cached_property
     def offset(self) -> Int[Tensor, " n"]:
         """Row of each chain's first position in `xy`."""
-        return self.chained.cumsum(0) - self.chained
+        return self.rows if len(self.rows) == len(self) else self.chained.cumsum(0) - self.chained
+
+    def begun(self, frames: int) -> list[int]:
+        """Chains that begin before each of so many frames, and in all of them: those of frame t begin at the t-th of it.
+
+        Raises:
+            DinotrackError: when they are not sorted by their first frame.
+        """
+        for part, after in zip(self.start.split(2**20), self.start[1:].split(2**20), strict=False):
+            if (part[: len(after)] > after).any():
+                raise DinotrackError("tracklets must be sorted by their first frame")
+        return torch.searchsorted(self.start, torch.arange(frames + 1, dtype=self.start.dtype)).tolist()
 
     def at(self, index: Int[Tensor, " k"], frame: Int[Tensor, " k"]) -> Float[Tensor, "k 2"]:
         """Positions of chains `index` at `frame`, which must lie on them."""
@@ -215,8 +231,10 @@ class PairTable(TensorStruct):
     @cached_property
     def offsets(self) -> Int[Tensor, " m"]:
         """CSR offsets over (source, target, foreground), on the CPU so that slicing waits for no device."""
-        key = (self.source * self.frames + self.target) * 2 + self.foreground
-        counts = torch.bincount(key.cpu(), minlength=2 * self.frames**2)
+        counts = torch.zeros(2 * self.frames**2, dtype=torch.long)
+        for parts in zip(*(column.split(2**20) for column in (self.source, self.target, self.foreground)), strict=True):
+            source, target, foreground = (part.cpu() for part in parts)
+            counts += torch.bincount((source * self.frames + target) * 2 + foreground, minlength=len(counts))
         return torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
 
     @cached_property

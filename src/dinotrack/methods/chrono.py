@@ -120,7 +120,7 @@ def chrono_tracker(
     progress: Progress = silent,
 ) -> ChronoTracker:
     """Chrono on a video whose frames are brought to (W, H) `size`; `head` are settings of `chrono_head`."""
-    frames = working_frames(video, backbone.stride, size=size)
+    frames = working_frames(video, backbone.stride, size=size, budget=budget)
     options: dict[str, Any] = {"device": device, "budget": budget, "progress": progress}
     features = video_features(video, frames, backbone, cache or default_cache(), **options)
     settings = {

@@ -249,7 +249,7 @@ def load_dino_tracker(
     if identity(dict(backbone.settings)) != identity(about["backbone"]):
         raise DinotrackError(f"{path} was fitted on backbone {about['backbone']}, not {dict(backbone.settings)}")
     delta, head = load_networks(content, path, backbone)
-    frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]))
+    frames = working_frames(video, backbone.stride, size=tuple(about["working_size"]), budget=budget)
     backbone = backbone.to(device)
     delta.prepare(frames, budget=budget, progress=progress)
     common = {"budget": budget, "progress": progress}

@@ -218,7 +218,7 @@ def load_published(
     """
     delta, head = read_published(source, iteration)
     about = describe_published(delta, head, video, backbone, size, index_positions)
-    frames = working_frames(video, backbone.stride, size=size)
+    frames = working_frames(video, backbone.stride, size=size, budget=budget)
     common = {"budget": budget, "progress": progress}
     raw = video_features(video, frames, backbone.to(device), cache or default_cache(), device=device, **common)
     networks = (delta.to(device), head.to(device))

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from dinotrack.backbones import Backbone, Tap
 from dinotrack.cache import default_cache
-from dinotrack.geometry import look_up, resize_masks, working_size
+from dinotrack.geometry import working_size
 from dinotrack.memory import Budget
 from dinotrack.optical_flow import FlowEstimator
-from dinotrack.preprocessing import Preprocessed, Supervision, preprocess
+from dinotrack.preprocessing import Preprocessed, Supervision, preprocess, working_masks
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import NO_TRUTH, PairTable, PointTruth, Video
 from dinotrack.training.batch import Batch, BatchSettings, Store
@@ -107,16 +107,14 @@ class VideoDataModule(L.LightningDataModule):
         if self.ready:
             return
         done = self.preprocess()
-        starts = done.tracklets.start.long()
-        first = done.tracklets.at(torch.arange(len(starts)), starts)
         self.store = Store(
             images=done.frames,
             features=done.features,
-            flow=TrackletTable(done.tracklets, look_up(done.masks, starts, first, done.features.size)),
+            flow=TrackletTable.of(done.tracklets, done.masks, done.features.size),
             best_buddies=done.best_buddies,
             refined=PairTable.empty(len(done.frames)),
             cycle=PairTable.empty(len(done.frames)),
-            masks=resize_masks(done.masks, done.features.size),
+            masks=working_masks(done.masks, done.features.size, self.budget),
             scale_constants=self.supervision.scale_constants,
         )
 

@@ -13,18 +13,27 @@ from rich.console import Console
 from rich.table import Table
 
 from dinotrack.memory import Budget, free_memory, held, parse_bytes
+from dinotrack.preprocessing import FRAMES_PART
+from dinotrack.spilling import PART
 from dinotrack.structs import Video
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import checked, published_steps
 from dinotrack.training.losses import first_step
 from dinotrack.training.probing import Probe, probe
 
-POSITIONS = 1.3
-"""Positions on tracklets for each pixel of each frame: every pixel has one, and where chains meet there are more."""
+POSITIONS, TRACKLETS, BUDDIES = 2.0, 0.15, 0.2
+"""Positions on tracklets, and tracklets, for each pixel of each frame, and best buddies for each token of each pair of frames.
+
+`python -m scripts.counts` measures them. Every pixel has a position, and where chains meet there are more.
+"""
+POINT = 250
+"""Bytes of what is computed of each position in a frame while it is followed."""
 CHUNK = 4
 """Frames that the backbone sees at once."""
 PRODUCT = 256e6
 """Bytes of one product of `Cosines`."""
+ROW = 37
+"""Bytes of a pair in a table."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,29 @@ class Job:
     def pixels(self) -> int:
         return self.working[0] * self.working[1]
 
+    def kept(self, left: float) -> tuple[float, float]:
+        """Bytes of the working frames, where they are not the video's own, and of the masks: in memory, and on disk.
+
+        `left` is what may still be taken of memory.
+        """
+        parts = [1.0 * self.frames * self.pixels, 3.0 * self.frames * self.pixels * (self.working != self.size)]
+        inside = sum(part for part in parts if part <= left / FRAMES_PART)
+        return inside, sum(parts) - inside
+
     @property
-    def kept(self) -> float:
-        """Bytes of the working frames, where they are not the video's own, and of the masks."""
-        return float(self.frames * self.pixels * (1 + 3 * (self.working != self.size)))
+    def best_buddies(self) -> float:
+        """About how many there are."""
+        return BUDDIES * self.cells * self.frame_pairs
+
+    @property
+    def tracklets(self) -> float:
+        """About how many there are."""
+        return TRACKLETS * self.frames * self.pixels
+
+    @property
+    def refined_tables(self) -> float:
+        """Bytes of the pairs that a fit finds itself, of two kinds in both directions."""
+        return 2.0 * 2 * ROW * BUDDIES * self.cells * self.rebuilt_pairs
 
     @property
     def features(self) -> float:
@@ -96,6 +124,8 @@ class Plan:
     """Bytes that the process may hold in all."""
     device_room: float | None = None
     """Bytes of the GPU's memory that are free beside the networks; None where none is used."""
+    aside: float = 0.0
+    """Bytes of working frames and masks that lie on disk."""
 
     def short(self) -> list[Need]:
         """Stages that do not fit as they are."""
@@ -103,6 +133,8 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """What is said of memory, in a line a stage."""
+        if self.aside:
+            yield f"working frames and masks of {size(self.aside)} will lie on disk"
         for need in self.short():
             least = need.memory - need.spare
             if least <= self.room:
@@ -157,36 +189,29 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, dev
     start = held() if start is None else start
     free = start + free_memory()
     room = free if budget.limit is None else min(free, parse_bytes(budget.limit))
-    start += job.kept
+    inside, aside = job.kept(max(0.0, room - start))
+    start += inside
     return Plan(
         job,
         [
-            *preprocessing_needs(job, probe, start, room),
-            *fit_needs(job, probe, start),
+            *preprocessing_needs(job, probe, start, room, device_room or 0.0),
+            *fit_needs(job, probe, start, room),
             *([inference_needs(job, probe, start, room, "scores", job.scored)] if job.scored else []),
             inference_needs(job, probe, start, room, "tracks and visibility", job.queries),
         ],
         room,
         device_room,
+        aside,
     )
 
 
-def preprocessing_needs(job: Job, probe: Probe, start: float, room: float) -> Iterator[Need]:
+def preprocessing_needs(job: Job, probe: Probe, start: float, room: float, device_room: float = 0.0) -> Iterator[Need]:
     """Features, tracklets, best buddies."""
     frames, cells = job.frames, job.cells
     extracted = start + min(CHUNK, frames) * probe.feature_frame.bytes
     seen = min(CHUNK, frames) * probe.feature_frame.device
     yield Need("features", both(frames * probe.feature_frame.seconds), extracted, 0.0, job.features, device=seen)
-    positions = POSITIONS * frames * job.pixels
-    one, pairs = 2 * probe.flow_pair.seconds, frames * (frames - 1) / 2
-    yield Need(
-        "optical flow and tracklets",
-        ((frames - 1) * one, pairs * one),
-        start + 20 * positions + job.encoded * frames * job.pixels + 2 * probe.flow_pair.bytes,
-        0.0,
-        8 * positions,
-        device=20 * positions + (3 + job.encoded) * frames * job.pixels + 2 * probe.flow_pair.device,
-    )
+    yield tracklets_need(job, probe, start, room, device_room)
     rows = min(
         4.0 * frames * cells * job.channels, max(0.0, room - start) / 2
     )  # what a budget lends, else block by block
@@ -197,15 +222,47 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float) -> It
     yield Need(
         "best buddies",
         both(job.frame_pairs * probe.frame_pair.seconds),
-        start + rows + product + beside,
+        start + rows + product + beside + 12 * job.best_buddies + within(room - start, ROW * job.best_buddies),
         rows,
+        ROW * job.best_buddies,
         instead="unit features will be made block of frames by block",
         device=8.0 * cells * job.channels + product + probe.frame_pair.device,
     )
 
 
-def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
-    """Training steps, and the rebuilding of pairs."""
+def tracklets_need(job: Job, probe: Probe, start: float, room: float, device_room: float) -> Need:
+    """Optical flow from frame to frame, its chains, and their check for drift.
+
+    Each position is held twice for a while, once with its number. What a part of the memory that is left has no room for lies on
+    disk, or is made again.
+    """
+    frames, positions, left = job.frames, POSITIONS * job.frames * job.pixels, room - start
+    one, pairs = 2 * probe.flow_pair.seconds, frames * (frames - 1) / 2
+    encoded, rows, xy, about = job.encoded * frames * job.pixels, 12 * positions, 8 * positions, 20 * job.tracklets
+    whole = encoded + rows + xy + about
+    first = min(encoded, max(0.0, left) / PART) + min(rows, max(0.0, left) / PART)
+    held = first + within(left - first, xy) + within(left - first, about)
+    beside = 2 * probe.flow_pair.bytes + POINT * POSITIONS * job.pixels
+    return Need(
+        "optical flow and tracklets",
+        ((frames - 1) * one, pairs * one),
+        start + whole + beside,
+        whole - held,
+        xy + about,
+        instead=f"positions on tracklets will lie on disk ({size(rows + xy)} for a while), "
+        "and a frame may be read more than once",
+        device=3.0 * frames * job.pixels + min(encoded, device_room / PART) + 2 * probe.flow_pair.device,
+    )
+
+
+def within(left: float, wanted: float) -> float:
+    """What a tensor takes of the memory that is left: all that it wants, or nothing, since it lies on disk."""
+    return wanted if wanted <= left / PART else 0.0
+
+
+def fit_needs(job: Job, probe: Probe, start: float, room: float) -> Iterator[Need]:
+    """Training steps, and the rebuilding of pairs, beside the tables that pairs are drawn from."""
+    start += 5 * job.tracklets + within(room - start, 2 * ROW * job.best_buddies) + job.refined_tables
     one, three = probe.step
     grown = (job.batch_frames - 1) / 2
     costs = zip((one.seconds, one.bytes, one.device), (three.seconds, three.bytes, three.device), strict=True)

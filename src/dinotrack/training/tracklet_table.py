@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dinotrack.geometry import look_up
 from dinotrack.structs import Pairs, Tracklets
 from dinotrack.tensor_struct import TensorStruct
 
@@ -21,14 +23,24 @@ class Spans(TensorStruct):
     order: Int[Tensor, " n"]
 
     @classmethod
-    def of(cls, tracklets: Tracklets, rows: Int[Tensor, " n"]) -> "Spans":
-        """The spans of the tracklets with these numbers, by what the drift check confirms."""
-        start, length = (tracklets.start[rows].long(), tracklets.length[rows].long())
-        base = int((start + length).amax()) + 1 if len(rows) else 1
-        key, order = (start * base + start + length).sort(stable=True)
-        spans, counts = key.unique_consecutive(return_counts=True)
-        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(spans // base, spans % base, first, rows[order])
+    def of(cls, tracklets: Tracklets, chosen: Bool[Tensor, " n"]) -> "Spans":
+        """The spans of the chosen tracklets, by what the drift check confirms; sorted one first frame after the other."""
+        begun = tracklets.begun(int(tracklets.start[-1]) + 1 if len(tracklets) else 0)
+        order = torch.empty(int(chosen.sum()), dtype=torch.int32)
+        start, stop, counts, filled = list[Tensor](), list[Tensor](), list[Tensor](), 0
+        for t, (first, last) in enumerate(pairwise(begun)):
+            rows = first + chosen[first:last].nonzero().squeeze(1)
+            length, sorting = tracklets.length[rows].long().sort(stable=True)
+            order[filled : filled + len(rows)] = rows[sorting]
+            filled += len(rows)
+            lengths, sizes = length.unique_consecutive(return_counts=True)
+            start.append(torch.full_like(lengths, t))
+            stop.append(t + lengths)
+            counts.append(sizes)
+        none = torch.zeros(1, dtype=torch.long)
+        return cls(
+            torch.cat([none[:0], *start]), torch.cat([none[:0], *stop]), torch.cat([none, *counts]).cumsum(0), order
+        )
 
     def on(self, chosen: Int[Tensor, " f"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
         """Of each span, the numbers in sorted `chosen` of the first frame on it and of the first one past it."""
@@ -51,14 +63,25 @@ class TrackletTable(TensorStruct):
     tracklets: Tracklets
     foreground: Bool[Tensor, " n"]
 
+    @classmethod
+    def of(
+        cls, tracklets: Tracklets, masks: Bool[Tensor, "t h w"], size: tuple[int, int], *, at_once: int = 2**20
+    ) -> "TrackletTable":
+        """By masks of frames of (W, H) `size`, some tracklets at a time."""
+        foreground = torch.empty(len(tracklets), dtype=torch.bool)
+        for first in range(0, len(tracklets), at_once):
+            rows = torch.arange(first, min(first + at_once, len(tracklets)))
+            starts = tracklets.start[rows].long()
+            foreground[rows] = look_up(masks, starts, tracklets.at(rows, starts), size)
+        return cls(tracklets, foreground)
+
     def __len__(self) -> int:
         return len(self.tracklets)
 
     @cached_property
     def spans(self) -> dict[bool, Spans]:
         """Those of the background and those of the foreground."""
-        kinds = {True: self.foreground, False: ~self.foreground}
-        return {kind: Spans.of(self.tracklets, mask.nonzero().squeeze(1)) for kind, mask in kinds.items()}
+        return {kind: Spans.of(self.tracklets, self.foreground == kind) for kind in (True, False)}
 
     def eligible(self, chosen: Int[Tensor, " f"], foreground: bool) -> int:
         """How many tracklets of the class are eligible for the sorted frames `chosen`."""
@@ -76,7 +99,7 @@ class TrackletTable(TensorStruct):
         u = torch.rand(3, count, generator=generator, dtype=torch.float64)
         drawn = (u[0] * edges[-1]).long().clamp(max=edges[-1] - 1)
         span = torch.searchsorted(edges, drawn, right=True)
-        index = spans.order[spans.first[span + 1] - edges[span] + drawn]
+        index = spans.order[spans.first[span + 1] - edges[span] + drawn].long()
         first, last = (edge[span] for edge in spans.on(chosen))
         a = torch.minimum((u[1] * (last - first)).long(), last - first - 1)
         b = torch.minimum((u[2] * (last - first - 1)).long(), last - first - 2)

@@ -6,7 +6,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dinotrack.cache import default_cache
-from dinotrack.correspondences import stacked
 from dinotrack.feature_pass import video_features
 from dinotrack.geometry import resize_frames, working_size
 from dinotrack.methods.flow_chain import FlowChainTracker
@@ -16,6 +15,7 @@ from dinotrack.preprocessing import working_frames
 from dinotrack.progress import Progress, silent
 from dinotrack.structs import Video
 from dinotrack.trackers import Tracker
+from dinotrack.tracklets import stacked
 from dinotrack.training.chrono_tracking import chrono
 from dinotrack.training.config import budget_of, fixed_size, pick_device, size_of, taps_of
 
@@ -31,10 +31,9 @@ def unfitted_tracker(config: DictConfig, video: Video, progress: Progress = sile
 
 def raw_features(config: DictConfig, video: Video, progress: Progress) -> Tracker:
     """Raw features of the config's backbone, through the cache (method §2)."""
-    backbone, device = instantiate(config.backbone), pick_device(config.device)
-    frames = working_frames(video, backbone.stride, config.resolution, fixed_size(config))
+    backbone, device, budget = instantiate(config.backbone), pick_device(config.device), budget_of(config)
+    frames = working_frames(video, backbone.stride, config.resolution, fixed_size(config), budget)
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache()
-    budget = budget_of(config)
     options = {"beside": taps_of(config), "device": device, "budget": budget, "progress": progress}
     features = video_features(video, frames, backbone, cache, **options)
     tracker = raw_feature_tracker(

@@ -1,0 +1,107 @@
+"""Tensors that go to unnamed files where a budget has no room for them, while they are made."""
+
+import os
+import tempfile
+from contextlib import suppress
+from functools import cached_property
+from mmap import mmap
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from dinotrack.files import saying_where
+from dinotrack.mapped import map_file, plain_bytes, tensor_at
+from dinotrack.memory import Budget
+
+PART = 4
+"""One of so many equal parts of what is left is what each of these tensors may take of memory."""
+
+BLOCK = 2**24
+
+
+def unnamed_file(folder: Path) -> Any:
+    """A file that no one else sees, in `folder` or, where that cannot be written, in the system's folder for such files."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=folder)
+    with saying_where(Path(tempfile.gettempdir())):
+        return tempfile.TemporaryFile()
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, budget: Budget = Budget()) -> Shaped[Tensor, "..."]:
+    """A tensor of zeros on the CPU that is then written at random places: in memory, or mapped from an unnamed file.
+
+    Its place on the disk is taken at once: a page of a map that finds the disk full would end the process.
+
+    Raises:
+        DinotrackError: when the disk has no room for it either.
+    """
+    size = torch.Size(shape).numel() * dtype.itemsize
+    if size <= budget.share(part=PART):
+        return torch.empty(shape, dtype=dtype).zero_()  # written, so that it counts as held from now on
+    with saying_where(budget.place), unnamed_file(budget.place) as file:
+        reserve(file, size)
+        return tensor_at(map_file(file, private=False), dtype, shape)
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make an empty file as long as that, with the disk's blocks for all of it."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, BLOCK):
+        file.write(bytes(min(BLOCK, size - start)))
+    file.flush()
+
+
+class Pile:
+    """Tensors one after the other, those that `memory` bytes have room for in memory, the others in an unnamed file.
+
+    They are read once all are there. `memory` is a part of what the budget has left, unless it is given.
+    """
+
+    def __init__(self, budget: Budget = Budget(), memory: float | None = None) -> None:
+        self.place = budget.place
+        self.memory = budget.share(part=PART) if memory is None else memory
+        self.kept: list[Tensor | tuple[int, torch.dtype, torch.Size]] = []
+        self.file: Any = None
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def add(self, values: Shaped[Tensor, "..."]) -> None:
+        """Put one more on it.
+
+        Raises:
+            DinotrackError: when the file cannot be written.
+        """
+        if values.nbytes <= self.memory:
+            self.memory -= values.nbytes
+            self.kept.append(values.cpu())
+            return
+        with saying_where(self.place):
+            self.file = file = self.file or unnamed_file(self.place)
+            self.kept.append((file.tell(), values.dtype, values.shape))
+            file.write(plain_bytes(values))
+
+    def __getitem__(self, index: int) -> Shaped[Tensor, "..."]:
+        found = self.kept[index]
+        if isinstance(found, Tensor):
+            return found
+        offset, dtype, shape = found
+        return tensor_at(self.content, dtype, shape, offset)
+
+    @cached_property
+    def content(self) -> mmap:
+        """What is on disk."""
+        assert self.file is not None
+        with saying_where(self.place):
+            self.file.flush()
+            return map_file(self.file)
+
+    def drop(self, index: int) -> None:
+        """Forget one that is not needed again."""
+        self.kept[index] = torch.empty(0)

@@ -1,0 +1,137 @@
+"""What a budget has no room for lies on disk, holds the same, and is gone with the process."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dinotrack.spilling
+from dinotrack.errors import DinotrackError
+from dinotrack.memory import Budget, held
+from dinotrack.recent import Recent
+from dinotrack.spilling import Pile, zeros
+
+LINE = r"cannot write .*: No space left on device; free space or choose another folder"
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of the unnamed files that are made."""
+    folders, make = list[Path](), dinotrack.spilling.unnamed_file
+
+    def noted(folder: Path) -> Any:
+        folders.append(folder)
+        return make(folder)
+
+    monkeypatch.setattr(dinotrack.spilling, "unnamed_file", noted)
+    return folders
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.int32, torch.bool])
+def test_zeros_are_written_at_any_place_in_memory_and_on_disk(
+    dtype: torch.dtype, tmp_path: Path, made: list[Path]
+) -> None:
+    place, values = torch.randperm(1000), torch.arange(2000).view(1000, 2).to(dtype)
+    for budget in (Budget(folder=tmp_path), Budget(1, tmp_path)):
+        found = zeros((1000, 2), dtype, budget)
+        assert found.shape == (1000, 2) and found.dtype == dtype and not found.any()
+        found[place] = values
+        assert torch.equal(found[place], values)
+    assert made == [tmp_path] and not any(tmp_path.iterdir())
+    assert zeros((0, 2), dtype, Budget(1, tmp_path)).shape == (0, 2)
+
+
+def test_zeros_on_disk_are_not_held_by_the_process(tmp_path: Path) -> None:
+    before = held()
+    found = zeros((50_000_000,), torch.int8, Budget(1, tmp_path)).fill_(3)
+    assert int(found[::4096].sum()) == 3 * len(found[::4096]) and held() - before < 2e7
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize("reserving", [True, False])
+def test_a_full_disk_is_one_line_before_anything_is_written(
+    reserving: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of a map that finds no place on the disk would end the process."""
+    if reserving:
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate")
+        monkeypatch.setattr(dinotrack.spilling, "unnamed_file", lambda _: Full())
+    with pytest.raises(DinotrackError, match=LINE):
+        zeros((1000,), torch.float32, Budget(1, tmp_path))
+
+
+class Full:
+    """A file on a full disk."""
+
+    write = full
+
+    def __enter__(self) -> "Full":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def tell(self) -> int:
+        return 0
+
+
+def test_a_system_that_reserves_nothing_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(dinotrack.spilling, "BLOCK", 1000)
+    found = zeros((1111,), torch.float32, Budget(1, tmp_path))
+    assert len(found) == 1111 and not found.any()
+
+
+def parts() -> list[Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    sizes = [(5,), (0, 2), (7, 2), (3,), (4, 2)]
+    return [
+        (100 * torch.rand(size, generator=rng)).to(torch.int32 if len(size) == 1 else torch.float32) for size in sizes
+    ]
+
+
+@pytest.mark.parametrize(("memory", "files"), [(None, 0), (1e9, 0), (70.0, 1), (0.0, 1)])
+def test_a_pile_gives_back_what_was_put_on_it(
+    memory: float | None, files: int, tmp_path: Path, made: list[Path]
+) -> None:
+    pile = Pile(Budget(folder=tmp_path), memory)
+    for part in parts():
+        pile.add(part)
+    assert len(pile) == 5 and len(made) == files
+    for index, part in enumerate(parts()):
+        assert torch.equal(pile[index], part) and pile[index].dtype == part.dtype
+        pile.drop(index)
+        assert not len(pile[index])
+
+
+def test_a_pile_on_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dinotrack.spilling, "unnamed_file", lambda _: Full())
+    with pytest.raises(DinotrackError, match=LINE):
+        Pile(Budget(folder=tmp_path), 0.0).add(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [(4.0, [0, 1, 2, 3]), (2.0, [0, 1, 2, 1, 0, 2, 3]), (0.0, [0, 1, 0, 2, 1, 0, 2, 2, 3])],
+)
+def test_what_was_asked_for_last_is_known(room: float, expected: list[int]) -> None:
+    made = list[int]()
+
+    def make(number: int) -> Tensor:
+        made.append(number)
+        return torch.full((1,), float(number))
+
+    known = Recent(make, 4 * room)
+    for number in (0, 1, 0, 2, 1, 0, 2, 2, 3):
+        assert known[number].tolist() == [number]
+    assert len(known.kept) == min(room, 4)
+    assert made == expected
