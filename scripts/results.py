@@ -18,6 +18,7 @@ import chrono
 import fewer_steps
 
 from dinotrack.scoreboard import compare
+from dinotrack.training import planning
 from dinotrack.training.planning import duration, size
 from dinotrack.training.stages import commit
 
@@ -179,7 +180,46 @@ def plan_480p() -> str:
     said = [f"- {line}" for line in kept["lines"]]
     words = " ".join(kept["command"])
     note = f"`{words}`: {kept['seconds']:.0f} s, {kept['held_mb']} MB held; commit {kept['commit']}; {kept['hardware']}"
-    return "\n".join([*lines, "", *said, "", f"({note})"])
+    least = {need["name"]: need["memory"] - need["spare"] for need in kept["needs"]}
+    worst = max(least, key=lambda name: least[name])
+    goal = "met" if least[worst] <= kept["room"] else "MISSED"
+    bound = f"Goal, each stage within {size(kept['room'])}: {goal} (at most {size(least[worst])}, {worst})."
+    return "\n".join([*lines, "", *said, "", f"{bound} ({note})"])
+
+
+def long_tracklets() -> str:
+    """What tracklets of a thousand frames took."""
+    kept = json.loads((RESULTS / "long_tracklets.json").read_text())
+    lines = [
+        "| frames | size | tracklets | positions | all at once, MB | before, MB | limit | building, MB | table, MB |",
+        "|---" * 9 + "|",
+    ]
+    counts = [f"{kept[name]:,}" for name in ("tracklets", "positions", "whole_mb", "before_mb")]
+    peaks = [kept["limit_mb"], *(f"{kept[name]:,}" for name in ("building_mb", "table_mb"))]
+    sizes = [f"{kept['frames']:,}", "x".join(map(str, kept["size"]))]
+    lines.append(f"| {' | '.join([*sizes, *counts, *peaks])} |")
+    goal = "met" if kept["within"] else "MISSED"
+    note = f"`python -m scripts.long_tracklets`; commit {kept['commit']}; {kept['hardware']}"
+    return "\n".join([*lines, "", f"Goal, within the limit: {goal}. ({note})"])
+
+
+def counts() -> str:
+    """What the plan takes for granted of a video, counted in real ones."""
+    kept = json.loads((RESULTS / "counts.json").read_text())
+    lines = [
+        "| clip | frames | size | positions a pixel | tracklets a pixel | best buddies a token |",
+        "|---" * 6 + "|",
+    ]
+    for row in kept["rows"]:
+        cells = [
+            row["frames"],
+            "x".join(map(str, row["size"])),
+            *(row[name] for name in ("positions", "tracklets", "best_buddies")),
+        ]
+        lines.append(f"| {row['clip']} | {' | '.join(map(str, cells))} |")
+    taken = f"| the plan takes | | | {planning.POSITIONS} | {planning.TRACKLETS} | {planning.BUDDIES} |"
+    note = f"`python -m scripts.counts`, DIS and dense SIFT; commit {kept['commit']}; {kept['hardware']}"
+    return "\n".join([*lines, taken, "", f"({note})"])
 
 
 def throughput() -> str:
@@ -368,7 +408,7 @@ TABLES = {
         "fast": fewer_steps.chosen,
     },
     "docs/benchmarks.md": {"synthetic by occlusion": synthetic_by_occlusion},
-    "docs/scaling.md": {"plans": plans, "plan 480p": plan_480p},
+    "docs/scaling.md": {"plans": plans, "plan 480p": plan_480p, "long tracklets": long_tracklets, "counts": counts},
     "docs/chrono.md": {
         "chrono training": chrono.training_table,
         "chrono ablation": chrono.ablation_table,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from scripts import long_tracklets
 from torch import Tensor
 
 import dinotrack.cosines
@@ -100,6 +101,13 @@ def test_bounded_tracklets_are_the_same(drift: Literal["end", "drop"], tmp_path:
     assert torch.equal(free.rows, counted) and torch.equal(free.offset, counted)
     bounded.save(tmp_path / "tracklets.safetensors")
     assert equal(Tracklets.load(tmp_path / "tracklets.safetensors"), free)
+
+
+@pytest.mark.slow
+def test_many_tracklets_are_built_within_the_limit(tmp_path: Path) -> None:
+    found = long_tracklets.build_short(tmp_path)
+    assert found["positions"] > 1.4e7 and found["whole_mb"] > 2 * found["left_mb"]
+    assert found["within"] and found["drawn_pairs"] == 100 * 2 * 256
 
 
 @pytest.mark.parametrize("at_once", [1, 40, 10**6])

@@ -1,6 +1,8 @@
 """RAFT on the frames of a video: each encoded once, in batches and in half precision, against torchvision's network as a whole."""
 
+import gc
 import itertools
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -11,7 +13,7 @@ from benchmarks.inputs import Size, numbered_frames
 from torch import Tensor, nn
 
 from dinotrack.errors import DinotrackError
-from dinotrack.optical_flow import Raft, VideoFlowEstimator, build_flow, flows_over
+from dinotrack.optical_flow import Dis, Raft, VideoFlowEstimator, build_flow, flows_over
 from dinotrack.raft_flows import RaftFlows, pairs_at_once
 from dinotrack.tracklets import build_tracklets
 
@@ -107,7 +109,7 @@ def test_half_precision_is_close_and_correlates_in_full(precision: str, small: b
     half = flows(*pair)
     dtype = getattr(torch, precision)
     assert kinds == [[dtype, dtype, torch.float32, torch.float32]] * 2  # hidden, context, correlations, flow
-    assert flows.features[0].dtype == flows.contexts[0].dtype == dtype and half.dtype == torch.float32
+    assert flows.features.kept[0].dtype == flows.contexts.kept[0].dtype == dtype and half.dtype == torch.float32
     assert 0 < (half - full).abs().mean() < CLOSE[precision] * full.abs().mean()
 
 
@@ -177,9 +179,23 @@ def test_frames_that_memory_has_no_room_for_are_encoded_again_to_the_same() -> N
     whole = torch.cat([flows(*numbers(pair)) for pair in pairs])
     assert seen == {"feature_encoder": 4, "context_encoder": 3}
     seen.clear()
-    room = 2 * 2.2 * flows.features[0].nbytes  # two frames' features, of the larger contexts one
+    room = 2 * 2.2 * flows.features.kept[0].nbytes  # two frames' features, of the larger contexts one
     few = raft.over(FRAMES, memory=room)
     assert torch.equal(torch.cat([few(*numbers(pair)) for pair in pairs]), whole)
     assert seen == {"feature_encoder": 7, "context_encoder": 4}
     kept = [*few.features.kept.values(), *few.contexts.kept.values()]
     assert len(kept) == 3 and sum(part.nbytes for part in kept) <= room
+
+
+@pytest.mark.parametrize("estimator", [small_raft(updates=1), Dis("fast")], ids=["raft", "dis"])
+def test_what_is_known_of_frames_goes_with_the_flows(estimator: VideoFlowEstimator) -> None:
+    """And not when the collector of cycles comes round, which counts objects and not bytes."""
+    flows = estimator.over(FRAMES)
+    flows(*numbers((0, 1)))
+    left = weakref.ref(flows)
+    gc.disable()
+    try:
+        del flows
+        assert left() is None
+    finally:
+        gc.enable()

@@ -130,8 +130,8 @@ def test_what_was_asked_for_last_is_known(room: float, expected: list[int]) -> N
         made.append(number)
         return torch.full((1,), float(number))
 
-    known = Recent(make, 4 * room)
+    known = Recent[Tensor](4 * room)
     for number in (0, 1, 0, 2, 1, 0, 2, 2, 3):
-        assert known[number].tolist() == [number]
+        assert known.get(number, make).tolist() == [number]
     assert len(known.kept) == min(room, 4)
     assert made == expected

@@ -78,7 +78,7 @@ class DisFlows:
         self, estimator: cv2.DISOpticalFlow, frames: UInt8[Tensor, "t 3 h w"], smallest: int, memory: float = math.inf
     ) -> None:
         self.estimator, self.frames, self.smallest = estimator, frames, smallest
-        self.images = Recent(self._image, memory)
+        self.images = Recent[np.ndarray](memory)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -91,7 +91,7 @@ class DisFlows:
 
     def _pair(self, source: int, target: int) -> Float[Tensor, "1 2 h w"]:
         height, width = self.frames.shape[2:]
-        first, second = self.images[source], self.images[target]
+        first, second = (self.images.get(number, self._image) for number in (source, target))
         flow = self.estimator.calc(first, second, None)  # pyright: ignore[reportCallIssue, reportArgumentType] (stubs lack None)
         return torch.from_numpy(flow[:height, :width].copy()).permute(2, 0, 1).unsqueeze(0)
 

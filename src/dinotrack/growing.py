@@ -72,7 +72,8 @@ class Rows:
         if place is None:
             self.file = unnamed_file(self.budget.place)
         else:
-            self.values = torch.empty(self.count, *rows.shape[1:], dtype=rows.dtype, device=place)
+            # Zeros are written, so that memory counts as held before others ask for what is left.
+            self.values = torch.empty(self.count, *rows.shape[1:], dtype=rows.dtype, device=place).zero_()
 
     def done(self) -> Shaped[Tensor, "t ..."]:
         """All rows."""

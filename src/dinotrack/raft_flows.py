@@ -38,8 +38,7 @@ class RaftFlows:
         left, top, right, bottom = self.margins
         self.cells = (frames.shape[2] + top + bottom) // 8, (frames.shape[3] + left + right) // 8
         self.batch = batch or (pairs_at_once(*self.cells) if frames.is_cuda else 1)
-        self.features = Recent(partial(self.encoded, network.feature_encoder), memory / 2)
-        self.contexts = Recent(partial(self.encoded, network.context_encoder), memory / 2)
+        self.features, self.contexts = Recent[Tensor](memory / 2), Recent[Tensor](memory / 2)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -64,7 +63,8 @@ class RaftFlows:
     def refined(self, source: list[int], target: list[int]) -> Float[Tensor, "p 2 h8 w8"]:
         """Motion between padded frames: from none, by `updates` looks at the correlations around where it leads."""
         update, correlations = self.network.update_block, self.network.corr_block
-        first, second = (torch.stack([self.features[number] for number in which]) for which in (source, target))
+        encode = partial(self.encoded, self.network.feature_encoder)
+        first, second = (torch.stack([self.features.get(i, encode) for i in which]) for which in (source, target))
         hidden, context = self.context(source)
         start = cell_numbers(*self.cells, self.frames.device)
         flow = torch.zeros(len(source), *start.shape, device=start.device)
@@ -86,7 +86,8 @@ class RaftFlows:
         self, numbers: list[int]
     ) -> tuple[Float[Tensor, "p hidden rows columns"], Float[Tensor, "p context rows columns"]]:
         """What each update starts from, and what it has beside it, of source frames."""
-        maps = torch.stack([self.contexts[number] for number in numbers])
+        encode = partial(self.encoded, self.network.context_encoder)
+        maps = torch.stack([self.contexts.get(number, encode) for number in numbers])
         size = self.network.update_block.hidden_state_size
         return maps[:, :size].tanh(), maps[:, size:].relu()
 

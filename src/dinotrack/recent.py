@@ -16,14 +16,15 @@ T = TypeVar("T", bound=Sized)
 
 
 class Recent(Generic[T]):
-    """What `make` makes of a frame's number: of the frames that were asked for last, as many as `memory` bytes hold, only once."""
+    """What was made of the frames that were asked for last, as many as `memory` bytes hold, by their numbers."""
 
-    def __init__(self, make: Callable[[int], T], memory: float) -> None:
-        self.make, self.memory = make, memory
+    def __init__(self, memory: float) -> None:
+        self.memory = memory
         self.kept: dict[int, T] = {}
 
-    def __getitem__(self, number: int) -> T:
-        found = self.kept.pop(number) if number in self.kept else self.make(number)
+    def get(self, number: int, make: Callable[[int], T]) -> T:
+        """What `make` makes of a frame's number, which it does if it is not known."""
+        found = self.kept.pop(number) if number in self.kept else make(number)
         while self.kept and (len(self.kept) + 1) * found.nbytes > self.memory:
             del self.kept[next(iter(self.kept))]  # a dict keeps the order in which they came
         if found.nbytes <= self.memory:

@@ -34,7 +34,8 @@ def unnamed_file(folder: Path) -> Any:
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, budget: Budget = Budget()) -> Shaped[Tensor, "..."]:
     """A tensor of zeros on the CPU that is then written at random places: in memory, or mapped from an unnamed file.
 
-    Its place on the disk is taken at once: a page of a map that finds the disk full would end the process.
+    Its place on the disk is taken at once, as far as the file system can: a page of a map that finds the disk full would end the
+    process.
 
     Raises:
         DinotrackError: when the disk has no room for it either.

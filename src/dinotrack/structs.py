@@ -130,7 +130,7 @@ class Tracklets(TensorStruct):
     @cached_property
     def offset(self) -> Int[Tensor, " n"]:
         """Row of each chain's first position in `xy`."""
-        return self.rows if len(self.rows) == len(self) else self.chained.cumsum(0) - self.chained
+        return self.rows if len(self.rows) == len(self) else self.chained.cumsum(0).sub_(self.chained)
 
     def begun(self, frames: int) -> list[int]:
         """Chains that begin before each of so many frames, and in all of them: those of frame t begin at the t-th of it.

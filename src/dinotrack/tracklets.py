@@ -98,8 +98,8 @@ def chain(
 def gather_rows(rows: Pile, begun: list[int], size: tuple[int, int], budget: Budget = Budget()) -> Tracklets:
     """Numbers and positions of each frame's tracklets, and how many begin in it, as ragged tracklets.
 
-    A position's place is known once all are counted, and no sorting is needed. The rows are taken off the pile one by one, so
-    that positions are not held twice.
+    A position's place is known once all are counted, and no sorting is needed. The rows are taken off the pile one by one, as
+    their positions come to lie where they stay.
     """
     start, length = (zeros((sum(begun),), torch.int32, budget) for _ in range(2))
     first = zeros((len(start),), torch.int64, budget)
@@ -195,7 +195,8 @@ def build_tracklets(
     """
     size = (frames.shape[3], frames.shape[2])
     factor = constant_scale(size) if scale else 1.0
-    flows = flows_over(frames.to(device), flow, budget.share(device, PART))
+    memory = min(budget.share(place, PART) for place in (device, "cpu"))  # DIS keeps what it knows on the CPU
+    flows = flows_over(frames.to(device), flow, memory)
     chained = chain(consecutive_flows(flows, progress), gamma=gamma * factor, budget=budget)
     chained = replace(chained, size=size)  # which no flow says of a single frame
     limits = {"gamma": gamma * factor, "gamma_long": gamma_long * factor}

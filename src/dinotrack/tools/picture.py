@@ -21,6 +21,7 @@ from dinotrack.errors import DinotrackError
 from dinotrack.feature_pass import FeaturePass
 from dinotrack.geometry import resize_frames
 from dinotrack.growing import placed
+from dinotrack.memory import Budget
 from dinotrack.methods.checkpoint import load_checkpoint
 from dinotrack.methods.chrono import ChronoTracker
 from dinotrack.methods.dino_tracker import DinoTracker, read_checkpoint
@@ -81,7 +82,7 @@ class FittedRun:
         opened = open_described({**about["video"], "path": video} if video else about["video"])
         backbone: Backbone = build_backbone(about["backbone"]).to(common["device"])
         plain = without_adapters(about["backbone"]) if about.get("method") == "chrono" else backbone
-        frames = working_frames(opened, backbone.stride, size=tuple(about["working_size"]))
+        frames = working_frames(opened, backbone.stride, size=tuple(about["working_size"]), budget=Budget(folder=cache))
         made = FeaturePass(opened, frames, plain.to(common["device"]), cache or default_cache(), **common)
         if not made.is_cached():
             print(

@@ -3,8 +3,8 @@
 Features of all frames are not counted on a GPU: they lie there only where there is room, else on the host.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dinotrack.memory import Budget, free_memory, held, parse_bytes
+from dinotrack.optical_flow import flows_over
 from dinotrack.preprocessing import FRAMES_PART
 from dinotrack.spilling import PART
 from dinotrack.structs import Video
@@ -32,8 +33,9 @@ CHUNK = 4
 """Frames that the backbone sees at once."""
 PRODUCT = 256e6
 """Bytes of one product of `Cosines`."""
-ROW = 37
-"""Bytes of a pair in a table."""
+COLUMNS = (8, 8, 8, 8, 4, 1)
+"""Bytes of a pair in the columns of a table, and in the last one whether it is of the foreground."""
+ROW = sum(COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ class Job:
     """Bytes a pixel that the flow estimator keeps of each frame."""
     scored: int = 0
     """Queries of the ground truth, which a fit tracks at its end."""
+    resized: bool = True
+    """Whether working frames are others than the video's own, as loaded."""
+    masked: bool = True
+    """Whether masks are made, or brought to their size."""
+    flow_batch: int = 1
+    """Pairs of frames that optical flow does at once, both ways."""
+    dropped: bool = False
+    """Whether the check for drift takes out single positions."""
 
     @property
     def cells(self) -> int:
@@ -68,14 +78,11 @@ class Job:
     def pixels(self) -> int:
         return self.working[0] * self.working[1]
 
-    def kept(self, left: float) -> tuple[float, float]:
-        """Bytes of the working frames, where they are not the video's own, and of the masks: in memory, and on disk.
-
-        `left` is what may still be taken of memory.
-        """
-        parts = [1.0 * self.frames * self.pixels, 3.0 * self.frames * self.pixels * (self.working != self.size)]
-        inside = sum(part for part in parts if part <= left / FRAMES_PART)
-        return inside, sum(parts) - inside
+    @property
+    def own(self) -> dict[str, float]:
+        """Bytes of the working frames and of the masks, where they are not the video's own."""
+        pixels = float(self.frames * self.pixels)
+        return {"working frames": 3 * pixels * self.resized, "masks": pixels * self.masked}
 
     @property
     def best_buddies(self) -> float:
@@ -87,10 +94,11 @@ class Job:
         """About how many there are."""
         return TRACKLETS * self.frames * self.pixels
 
-    @property
-    def refined_tables(self) -> float:
-        """Bytes of the pairs that a fit finds itself, of two kinds in both directions."""
-        return 2.0 * 2 * ROW * BUDDIES * self.cells * self.rebuilt_pairs
+    def tables(self, left: float) -> float:
+        """Bytes that a fit draws pairs from: spans of tracklets, best buddies, and of two kinds those that it finds itself."""
+        columns = [2 * width * self.best_buddies for width in COLUMNS]
+        found = 2.0 * 2 * ROW * BUDDIES * self.cells * self.rebuilt_pairs
+        return 5 * self.tracklets + within(left, *columns) + found + 3 * 16.0 * self.frames**2
 
     @property
     def features(self) -> float:
@@ -112,6 +120,8 @@ class Need:
     """How it does without."""
     device: float = 0.0
     """Bytes of a GPU's memory, beside what lies there all the time."""
+    temporary: float = 0.0
+    """Bytes of files that are gone when the stage ends."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,8 @@ class Plan:
     """Bytes that the process may hold in all."""
     device_room: float | None = None
     """Bytes of the GPU's memory that are free beside the networks; None where none is used."""
-    aside: float = 0.0
-    """Bytes of working frames and masks that lie on disk."""
+    aside: dict[str, float] = field(default_factory=dict)
+    """Bytes of what lies on disk all the time."""
 
     def short(self) -> list[Need]:
         """Stages that do not fit as they are."""
@@ -133,8 +143,8 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """What is said of memory, in a line a stage."""
-        if self.aside:
-            yield f"working frames and masks of {size(self.aside)} will lie on disk"
+        for name, count in self.aside.items():
+            yield f"{name} of {size(count)} will lie on disk"
         for need in self.short():
             least = need.memory - need.spare
             if least <= self.room:
@@ -145,6 +155,8 @@ class Plan:
                     f"lower resolution to about {self.fitting(least, self.room)}, or method.batch.frames_per_set"
                 )
         for need in self.needs:
+            if need.temporary:
+                yield f"{need.name}: temporary files of {size(need.temporary)}, where memory has no room"
             if self.device_room is not None and need.device > self.device_room:
                 yield (
                     f"{need.name} needs {size(need.device)} of the GPU's memory, of which {size(self.device_room)} are free; "
@@ -162,6 +174,7 @@ def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int
     steps = published_steps(frames) if config.steps is None else config.steps
     rebuild = config.callbacks.get("rebuild") or {}
     counted = isinstance(rebuild.get("frame_pairs"), int)
+    width, height = data.working_size
     begins = first_step(rebuild.get("start", 0), steps)
     return Job(
         frames=frames,
@@ -176,9 +189,20 @@ def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int
         rebuilt_pairs=min(frames * (frames - 1) // 2, rebuild["frame_pairs"]) if counted else 0,
         queries=queries,
         chunk_bytes=float(config.memory),
-        encoded=32.0 if data.flow.settings["kind"] == "raft" else 1.0,
+        encoded=encoded_bytes(data.flow.settings),
         scored=scored,
+        resized=data.working_size != data.video.frame_size,
+        masked=not len(data.video.masks) or data.working_size != data.video.frame_size,
+        flow_batch=flows_over(torch.zeros(2, 3, height, width, dtype=torch.uint8, device=data.device), data.flow).batch,
+        dropped=config.supervision.drift == "drop",
     )
+
+
+def encoded_bytes(flow: Mapping[str, Any]) -> float:
+    """Bytes a pixel that an estimator with these settings keeps of a frame."""
+    if flow["kind"] != "raft":
+        return 1.0
+    return 32.0 if flow.get("precision", "float32") == "float32" else 16.0
 
 
 def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, device_room: float | None = None) -> Plan:
@@ -189,15 +213,16 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, dev
     start = held() if start is None else start
     free = start + free_memory()
     room = free if budget.limit is None else min(free, parse_bytes(budget.limit))
-    inside, aside = job.kept(max(0.0, room - start))
-    start += inside
+    aside = {name: count for name, count in job.own.items() if count > max(0.0, room - start) / FRAMES_PART}
+    start += sum(job.own.values()) - sum(aside.values())
+    tables = job.tables(room - start)
     return Plan(
         job,
         [
-            *preprocessing_needs(job, probe, start, room, device_room or 0.0),
-            *fit_needs(job, probe, start, room),
-            *([inference_needs(job, probe, start, room, "scores", job.scored)] if job.scored else []),
-            inference_needs(job, probe, start, room, "tracks and visibility", job.queries),
+            *preprocessing_needs(job, probe, start, room, device_room),
+            *fit_needs(job, probe, start + tables),
+            *([inference_needs(job, probe, start + tables, room, "scores", job.scored)] if job.scored else []),
+            inference_needs(job, probe, start + tables, room, "tracks and visibility", job.queries),
         ],
         room,
         device_room,
@@ -205,7 +230,7 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, dev
     )
 
 
-def preprocessing_needs(job: Job, probe: Probe, start: float, room: float, device_room: float = 0.0) -> Iterator[Need]:
+def preprocessing_needs(job: Job, probe: Probe, start: float, room: float, device_room: float | None) -> Iterator[Need]:
     """Features, tracklets, best buddies."""
     frames, cells = job.frames, job.cells
     extracted = start + min(CHUNK, frames) * probe.feature_frame.bytes
@@ -219,50 +244,60 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float, devic
     one_product = 4.0 * cells**2
     product = max(one_product, min(PRODUCT, max(0.0, room - start) / 4, one_product * partners))
     beside = max(0.0, probe.frame_pair.bytes - one_product)  # the probe's own product is no other one
+    columns = within(room - start, *(width * job.best_buddies for width in COLUMNS[:-1]))
+    found = 12 * job.best_buddies + columns + 8 * frames * cells  # with the tracklet nearest to each token
     yield Need(
         "best buddies",
         both(job.frame_pairs * probe.frame_pair.seconds),
-        start + rows + product + beside + 12 * job.best_buddies + within(room - start, ROW * job.best_buddies),
+        start + rows + product + beside + found,
         rows,
-        ROW * job.best_buddies,
+        (ROW - 1) * job.best_buddies,
         instead="unit features will be made block of frames by block",
         device=8.0 * cells * job.channels + product + probe.frame_pair.device,
     )
 
 
-def tracklets_need(job: Job, probe: Probe, start: float, room: float, device_room: float) -> Need:
+def tracklets_need(job: Job, probe: Probe, start: float, room: float, device_room: float | None) -> Need:
     """Optical flow from frame to frame, its chains, and their check for drift.
 
     Each position is held twice for a while, once with its number. What a part of the memory that is left has no room for lies on
     disk, or is made again.
     """
-    frames, positions, left = job.frames, POSITIONS * job.frames * job.pixels, room - start
+    frames, positions, left = job.frames, POSITIONS * job.frames * job.pixels, max(0.0, room - start)
     one, pairs = 2 * probe.flow_pair.seconds, frames * (frames - 1) / 2
-    encoded, rows, xy, about = job.encoded * frames * job.pixels, 12 * positions, 8 * positions, 20 * job.tracklets
-    whole = encoded + rows + xy + about
-    first = min(encoded, max(0.0, left) / PART) + min(rows, max(0.0, left) / PART)
-    held = first + within(left - first, xy) + within(left - first, about)
-    beside = 2 * probe.flow_pair.bytes + POINT * POSITIONS * job.pixels
+    encoded = job.encoded * frames * job.pixels
+    on_gpu = encoded if device_room is not None and job.encoded > 1 else 0.0  # DIS keeps what it knows on the CPU
+    rows, about = 12 * positions, [width * job.tracklets for width in (4, 4, 8)]
+    arrays = [*about, 8 * positions, 4 * job.tracklets, *([positions] if job.dropped else [])]
+    piled = min(rows, left / PART)
+    known = min(encoded - on_gpu, left / PART)
+    placed = within(left - piled - known, *arrays)
+    followed = POINT * POSITIONS * job.pixels
     return Need(
         "optical flow and tracklets",
         ((frames - 1) * one, pairs * one),
-        start + whole + beside,
-        whole - held,
-        xy + about,
-        instead=f"positions on tracklets will lie on disk ({size(rows + xy)} for a while), "
-        "and a frame may be read more than once",
-        device=3.0 * frames * job.pixels + min(encoded, device_room / PART) + 2 * probe.flow_pair.device,
+        start + encoded - on_gpu + rows + sum(arrays) + 2 * probe.flow_pair.bytes + followed,
+        rows - piled + encoded - on_gpu - known + sum(arrays) - placed,
+        8 * positions + 20 * job.tracklets + positions * job.dropped,
+        instead="positions on tracklets will lie on disk, and a frame may be read more than once",
+        device=3.0 * frames * job.pixels
+        + min(on_gpu, (device_room or 0.0) / PART)
+        + 2 * job.flow_batch * probe.flow_pair.device
+        + followed,
+        temporary=rows - piled + sum(arrays) - placed,
     )
 
 
-def within(left: float, wanted: float) -> float:
-    """What a tensor takes of the memory that is left: all that it wants, or nothing, since it lies on disk."""
-    return wanted if wanted <= left / PART else 0.0
+def within(left: float, *wanted: float) -> float:
+    """What tensors take, one after the other, of the memory that is left: each all that it wants, or nothing and lies on disk."""
+    start = left
+    for count in wanted:
+        left -= count if count <= left / PART else 0.0
+    return start - left
 
 
-def fit_needs(job: Job, probe: Probe, start: float, room: float) -> Iterator[Need]:
-    """Training steps, and the rebuilding of pairs, beside the tables that pairs are drawn from."""
-    start += 5 * job.tracklets + within(room - start, 2 * ROW * job.best_buddies) + job.refined_tables
+def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
+    """Training steps, and the rebuilding of pairs."""
     one, three = probe.step
     grown = (job.batch_frames - 1) / 2
     costs = zip((one.seconds, one.bytes, one.device), (three.seconds, three.bytes, three.device), strict=True)

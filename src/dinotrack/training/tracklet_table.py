@@ -65,7 +65,7 @@ class TrackletTable(TensorStruct):
 
     @classmethod
     def of(
-        cls, tracklets: Tracklets, masks: Bool[Tensor, "t h w"], size: tuple[int, int], *, at_once: int = 2**20
+        cls, tracklets: Tracklets, masks: Bool[Tensor, "t h w"], size: tuple[int, int], *, at_once: int = 2**18
     ) -> "TrackletTable":
         """By masks of frames of (W, H) `size`, some tracklets at a time."""
         foreground = torch.empty(len(tracklets), dtype=torch.bool)

@@ -56,7 +56,8 @@ def flow_chain(config: DictConfig, video: Video, progress: Progress) -> Tracker:
     through = size_of(config.method.through, "method.through")
     seen = Video(resize_frames(video.frames, through) if through else video.frames, video.fps)
     size = fixed_size(config) or working_size(video.size, config.resolution, config.backbone.stride)
-    frames = working_frames(seen, config.backbone.stride, size=size).to(pick_device(config.device))
+    frames = working_frames(seen, config.backbone.stride, size=size, budget=budget_of(config))
+    frames = frames.to(pick_device(config.device))
     flow = instantiate(config.flow).to(pick_device(config.device))
     forward, backward = stacked(flows_over(frames, flow), progress)
     rules = {"gamma": config.method.gamma, "scale_constants": config.scale_constants}
