@@ -22,6 +22,7 @@ from torch import Tensor
 from dinotrack.cache import Entry, build_or_load
 from dinotrack.growing import Rows
 from dinotrack.memory import Budget, held
+from dinotrack.spilling import LITTLE
 from dinotrack.structs import Tracklets
 from dinotrack.tracklets import build_tracklets
 from dinotrack.training.probing import Watch
@@ -67,7 +68,7 @@ def numbered(frames: int, size: tuple[int, int]) -> UInt8[Tensor, "t 3 h w"]:
 def build(frames: int, size: tuple[int, int], limit: str | float, folder: Path) -> dict[str, Any]:
     """What is found, and what the process held at most in each part, in MB."""
     budget, video = Budget(limit, folder), numbered(frames, size)
-    rows = Rows(frames, budget, part=8)
+    rows = Rows(frames, budget, part=LITTLE)
     for some in video.split(8):
         rows.add(some)
     working, start = rows.done(), held()

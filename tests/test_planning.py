@@ -48,6 +48,11 @@ COST = Cost(2.0, 1e8)
 PROBE = Probe((67, 121), 1024, COST, COST, COST, COST, (Cost(1.0, 1e9), Cost(2.0, 2e9)), COST)
 
 
+@pytest.fixture(autouse=True)
+def much_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinotrack.training.planning.free_memory", lambda: 32_000_000_000)
+
+
 def needs(found: Plan) -> dict[str, tuple[float, float]]:
     return {need.name: (need.memory, need.memory - need.spare) for need in found.needs}
 
@@ -219,6 +224,10 @@ def test_frames_and_masks_count_where_they_are_made() -> None:
     own = plan(replace(JOB, resized=False, masked=False), PROBE, Budget(), start=5e8)
     made = plan(JOB, PROBE, Budget(), start=5e8)
     assert needs(made)["features"][0] - needs(own)["features"][0] == 4 * 100 * 854 * 476
+    tight = Budget("2GB")
+    short, none = (plan(replace(JOB, resized=each, masked=each), PROBE, tight, start=5e8) for each in (True, False))
+    assert list(short.aside) == ["working frames"] and not none.aside
+    assert next(short.lines()) == "working frames of 122 MB will lie on disk" != next(none.lines())
 
 
 @pytest.mark.parametrize(

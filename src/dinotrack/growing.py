@@ -3,7 +3,7 @@
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +15,7 @@ from dinotrack.files import remove_leftovers, saying_where, temporary_beside
 from dinotrack.mapped import map_file, plain_bytes, safetensors_head, tensor_at
 from dinotrack.memory import Budget
 from dinotrack.sealed import seal, take_as_checked
-from dinotrack.spilling import PART, unnamed_file
+from dinotrack.spilling import LITTLE, unnamed_file
 from dinotrack.structs import FeatureMap
 from dinotrack.tensor_struct import metadata_of
 
@@ -87,7 +87,7 @@ class Rows:
 
 
 class Columns:
-    """Tensors of `count` rows each that are filled together, by name; each lies where the budget has room for it."""
+    """Tensors of `count` rows each that are filled together, by name: in memory if the budget has room for all, else on disk."""
 
     def __init__(self, count: int, budget: Budget = Budget()) -> None:
         self.count, self.budget = count, budget
@@ -95,8 +95,12 @@ class Columns:
 
     def add(self, **parts: Shaped[Tensor, "n ..."]) -> None:
         """Take the next rows, of every column as many."""
+        if not self.columns:
+            size = self.count * sum(part[:1].nbytes for part in parts.values())
+            room = self.budget if size <= self.budget.share(part=LITTLE) else replace(self.budget, limit=1)
+            self.columns = {name: Rows(self.count, room) for name in parts}
         for name, part in parts.items():
-            self.columns.setdefault(name, Rows(self.count, self.budget, part=PART)).add(part)
+            self.columns[name].add(part)
 
     def done(self) -> dict[str, Tensor]:
         """All columns."""

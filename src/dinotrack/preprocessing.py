@@ -19,6 +19,7 @@ from dinotrack.growing import Rows
 from dinotrack.memory import Budget
 from dinotrack.optical_flow import FlowEstimator
 from dinotrack.progress import Progress, silent
+from dinotrack.spilling import LITTLE
 from dinotrack.structs import FeatureMap, Pairs, PairTable, Tracklets, Video
 from dinotrack.tracklets import build_tracklets
 
@@ -53,10 +54,6 @@ class Preprocessed:
     masks: Bool[Tensor, "t h2 w2"]
 
 
-FRAMES_PART = 8
-"""One of so many equal parts of what is left is what working frames or masks may take of memory; few are read at a time."""
-
-
 def working_frames(
     video: Video,
     stride: int,
@@ -71,7 +68,7 @@ def working_frames(
     size = size or working_size(video.size, resolution, stride)
     if size == video.frame_size:
         return video.frames
-    rows = Rows(len(video.frames), budget, part=FRAMES_PART)
+    rows = Rows(len(video.frames), budget, part=LITTLE)
     for some in video.frames.split(8):
         rows.add(resize_frames(some, size))
     return rows.done()
@@ -83,7 +80,7 @@ def working_masks(
     """Masks at the (W, H) `size` of working frames, and where the budget has little room for them in an unnamed file."""
     if (masks.shape[2], masks.shape[1]) == size:
         return masks
-    rows = Rows(len(masks), budget, part=FRAMES_PART)
+    rows = Rows(len(masks), budget, part=LITTLE)
     for some in masks.split(8):
         rows.add(resize_masks(some, size))
     return rows.done()

@@ -18,6 +18,8 @@ from dinotrack.memory import Budget
 
 PART = 4
 """One of so many equal parts of what is left is what each of these tensors may take of memory."""
+LITTLE = 16
+"""The same of tensors that are read a little at a time: working frames, masks, tables of pairs."""
 
 BLOCK = 2**24
 

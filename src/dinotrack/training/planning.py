@@ -14,8 +14,7 @@ from rich.table import Table
 
 from dinotrack.memory import Budget, free_memory, held, parse_bytes
 from dinotrack.optical_flow import flows_over
-from dinotrack.preprocessing import FRAMES_PART
-from dinotrack.spilling import PART
+from dinotrack.spilling import LITTLE, PART
 from dinotrack.structs import Video
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import checked, published_steps
@@ -33,9 +32,8 @@ CHUNK = 4
 """Frames that the backbone sees at once."""
 PRODUCT = 256e6
 """Bytes of one product of `Cosines`."""
-COLUMNS = (8, 8, 8, 8, 4, 1)
-"""Bytes of a pair in the columns of a table, and in the last one whether it is of the foreground."""
-ROW = sum(COLUMNS)
+ROW = 37
+"""Bytes of a pair in a table."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,8 @@ class Job:
 
     def tables(self, left: float) -> float:
         """Bytes that a fit draws pairs from: spans of tracklets, best buddies, and of two kinds those that it finds itself."""
-        columns = [2 * width * self.best_buddies for width in COLUMNS]
         found = 2.0 * 2 * ROW * BUDDIES * self.cells * self.rebuilt_pairs
-        return 5 * self.tracklets + within(left, *columns) + found + 3 * 16.0 * self.frames**2
+        return 5 * self.tracklets + read_little(left, 2 * ROW * self.best_buddies) + found + 3 * 16.0 * self.frames**2
 
     @property
     def features(self) -> float:
@@ -213,7 +210,7 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, dev
     start = held() if start is None else start
     free = start + free_memory()
     room = free if budget.limit is None else min(free, parse_bytes(budget.limit))
-    aside = {name: count for name, count in job.own.items() if count > max(0.0, room - start) / FRAMES_PART}
+    aside = {name: count for name, count in job.own.items() if count > read_little(room - start, count)}
     start += sum(job.own.values()) - sum(aside.values())
     tables = job.tables(room - start)
     return Plan(
@@ -244,7 +241,7 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float, devic
     one_product = 4.0 * cells**2
     product = max(one_product, min(PRODUCT, max(0.0, room - start) / 4, one_product * partners))
     beside = max(0.0, probe.frame_pair.bytes - one_product)  # the probe's own product is no other one
-    columns = within(room - start, *(width * job.best_buddies for width in COLUMNS[:-1]))
+    columns = read_little(room - start, (ROW - 1) * job.best_buddies)
     found = 12 * job.best_buddies + columns + 8 * frames * cells  # with the tracklet nearest to each token
     yield Need(
         "best buddies",
@@ -294,6 +291,11 @@ def within(left: float, *wanted: float) -> float:
     for count in wanted:
         left -= count if count <= left / PART else 0.0
     return start - left
+
+
+def read_little(left: float, wanted: float) -> float:
+    """What tensors that are read a little at a time take of the memory that is left: all that they want, or nothing."""
+    return wanted if wanted <= left / LITTLE else 0.0
 
 
 def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
