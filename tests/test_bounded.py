@@ -1,6 +1,7 @@
 """A run with no memory to spare is the run with all of it: what does not fit lies on disk, or on the host of a GPU."""
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 import dinotrack.cosines
 import dinotrack.growing
 import dinotrack.spilling
+import dinotrack.training.modules
 from dinotrack import cli
 from dinotrack.correspondences import table_of
 from dinotrack.data.synthetic import synthetic_clip
@@ -78,12 +80,14 @@ def test_a_bounded_chain_gives_the_same_tracks(
 ) -> None:
     if words is LORA:
         pytest.importorskip("peft", reason="the extra dinotrack[lora] is not installed")
+    every = partial(dinotrack.spilling.kept_on_disk, least=0)  # tensors of so small a fit, too
+    monkeypatch.setattr(dinotrack.training.modules, "kept_on_disk", every)
     blocks, seen = dinotrack.cosines.by_blocks, list[int]()
     monkeypatch.setattr(dinotrack.cosines, "by_blocks", lambda *of: seen.append(of[2]) or blocks(*of))
     free = chain(tmp_path / "free", *words)
     assert files == [] and seen == [7]
     bounded = chain(tmp_path / "bounded", "memory_limit=1MB", *words)
-    assert set(files) == {tmp_path / "bounded"} and len(files) >= 4 and seen == [7, 2]
+    assert set(files) == {tmp_path / "bounded"} and len(files) >= 100 and seen == [7, 2]
     assert len(free[2]) > 50 and all(equal(one, other) for one, other in zip(free, bounded, strict=True))
     assert equal(bounded[0], bounded[1])
 

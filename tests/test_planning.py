@@ -45,7 +45,9 @@ JOB = Job(
     encoded=1.0,
 )
 COST = Cost(2.0, 1e8)
-PROBE = Probe((67, 121), 1024, COST, COST, COST, COST, (Cost(1.0, 1e9), Cost(2.0, 2e9)), COST)
+PROBE = Probe(
+    (67, 121), 1024, COST, COST, COST, COST, (Cost(1.0, 1e9), Cost(2.0, 2e9)), (Cost(1.0, 5e8), Cost(2.0, 7e8)), COST
+)
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +113,7 @@ def test_the_queries_of_a_ground_truth_are_a_stage_of_their_own() -> None:
 
 
 def test_what_does_not_fit_is_named_with_a_remedy() -> None:
-    fits = replace(plan(JOB, PROBE, Budget(), start=5e8), room=1e12)
+    fits = replace(plan(JOB, replace(PROBE, short_step=PROBE.step), Budget(), start=5e8), room=1e12)
     assert not fits.short() and not list(fits.lines())
     lines = list(replace(fits, room=4e9).lines())
     assert any(line.startswith("best buddies: ") and "block of frames by block" in line for line in lines)
@@ -122,7 +124,7 @@ def test_what_does_not_fit_is_named_with_a_remedy() -> None:
 def test_a_gpus_memory_is_planned_beside_the_hosts() -> None:
     on_gpu = replace(COST, device=3e8)
     steps = (Cost(1.0, 1e8, 1e9), Cost(2.0, 1e8, 2e9))
-    gpu = Probe((67, 121), 1024, on_gpu, on_gpu, on_gpu, on_gpu, steps, on_gpu)
+    gpu = Probe((67, 121), 1024, on_gpu, on_gpu, on_gpu, on_gpu, steps, steps, on_gpu)
     found = plan(JOB, gpu, Budget(), start=5e8, device_room=4e9)
     device = {need.name: need.device for need in found.needs}
     assert device["features"] == 4 * 3e8 and device["training"] == 1e9 + 7 * 5e8
@@ -210,6 +212,14 @@ def test_the_kept_estimates_of_three_sizes_are_within_a_quarter() -> None:
     for row in rows:
         assert row["off"] == pytest.approx(row["planned_mb"] / row["measured_mb"] - 1, abs=2e-3)
         assert abs(row["off"]) < plans.WITHIN, row
+
+
+def test_a_step_that_does_not_fit_lays_what_it_keeps_on_disk() -> None:
+    found = plan(JOB, PROBE, Budget("5GB"), start=5e8)
+    whole, least = needs(found)["training"]
+    assert whole > 5e9 > least and whole - least == pytest.approx(1e9 + 7 * 5e8 - (5e8 + 7 * 1e8))
+    [line] = [line for line in found.lines() if line.startswith("training")]
+    assert line.endswith("what a step keeps for its backward pass will lie on disk")
 
 
 def test_single_positions_that_drift_are_planned() -> None:

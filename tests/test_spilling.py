@@ -12,8 +12,10 @@ from torch import Tensor
 import dinotrack.spilling
 from dinotrack.errors import DinotrackError
 from dinotrack.memory import Budget, held
+from dinotrack.networks import DeltaDino
 from dinotrack.recent import Recent
-from dinotrack.spilling import Pile, zeros
+from dinotrack.spilling import Pile, kept_on_disk, zeros
+from dinotrack.structs import Grid
 
 LINE = r"cannot write .*: No space left on device; free space or choose another folder"
 
@@ -89,6 +91,57 @@ def test_a_system_that_reserves_nothing_is_written_to(tmp_path: Path, monkeypatc
     monkeypatch.setattr(dinotrack.spilling, "BLOCK", 1000)
     found = zeros((1111,), torch.float32, Budget(1, tmp_path))
     assert len(found) == 1111 and not found.any()
+
+
+def step(delta: DeltaDino, budget: Budget, **options: Any) -> dict[str, Tensor]:
+    """Gradients of Delta-DINO in train mode, of which what it keeps for them may lie on disk."""
+    rng = torch.Generator().manual_seed(0)
+    images, wanted = torch.rand(3, 3, 48, 64, generator=rng), torch.randn(3, 8, 7, 9, generator=rng)
+    with kept_on_disk(budget, **options):
+        loss = (delta.train()(images, Grid(7.0, 7.0), 7, 9) * wanted).square().sum()
+    delta.zero_grad()
+    loss.backward()
+    return {name: part.grad.clone() for name, part in delta.named_parameters() if part.grad is not None}
+
+
+def test_what_a_backward_pass_needs_may_lie_on_disk(tmp_path: Path, made: list[Path]) -> None:
+    """To the bit, and only where memory is short, and not for tensors that are small."""
+    delta = DeltaDino(8, hidden=(8, 16))
+    with torch.no_grad():
+        for part in delta.parameters():  # the last ones are 0 at the beginning, and gradients before them too
+            part.normal_(generator=torch.Generator().manual_seed(part.numel()))
+    free = step(delta, Budget(folder=tmp_path), least=0)
+    assert len(free) >= 8 and made == []
+    kept = step(delta, Budget(1, tmp_path), least=10**9)
+    assert made == []
+    bounded = step(delta, Budget(1, tmp_path), least=0)
+    assert len(made) > 8 and not any(tmp_path.iterdir())
+    for name, gradient in free.items():
+        assert gradient.abs().max() > 0
+        assert torch.equal(bounded[name], gradient) and torch.equal(kept[name], gradient), name
+
+
+def test_what_is_kept_has_the_strides_that_it_had(tmp_path: Path, made: list[Path]) -> None:
+    values = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
+    cut = torch.rand(6, 8)[:, ::2]
+    seen = list[Tensor]()
+
+    class Seen(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+            ctx.save_for_backward(first, second)
+            return first.sum() + second.sum()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+            seen.extend(ctx.saved_tensors)
+            return gradient.expand(2, 3, 4, 5), None
+
+    with kept_on_disk(Budget(1, tmp_path), least=0):
+        loss = Seen.apply(values, cut)
+    loss.backward()
+    assert len(made) == 2 and torch.equal(seen[0], values) and torch.equal(seen[1], cut)
+    assert seen[0].stride() == values.stride() and seen[1].is_contiguous()
 
 
 def parts() -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from mmap import mmap
 from pathlib import Path
@@ -45,9 +46,45 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, budget: Budget = Budget())
     size = torch.Size(shape).numel() * dtype.itemsize
     if size <= budget.share(part=PART):
         return torch.empty(shape, dtype=dtype).zero_()  # written, so that it counts as held from now on
+    return zeros_on_disk(shape, dtype, budget)
+
+
+def zeros_on_disk(shape: tuple[int, ...], dtype: torch.dtype, budget: Budget) -> Shaped[Tensor, "..."]:
+    """A tensor of zeros mapped from an unnamed file.
+
+    Raises:
+        DinotrackError: when the disk has no room for it.
+    """
     with saying_where(budget.place), unnamed_file(budget.place) as file:
-        reserve(file, size)
+        reserve(file, torch.Size(shape).numel() * dtype.itemsize)
         return tensor_at(map_file(file, private=False), dtype, shape)
+
+
+@contextmanager
+def kept_on_disk(budget: Budget = Budget(), *, least: int = 2**20, reserve: int = 4) -> Iterator[None]:
+    """Inside, what a forward pass on a CPU keeps for the backward one goes to unnamed files where memory gets short.
+
+    It gets short where less is left than `reserve` times the largest tensor, which the backward pass needs for its gradients.
+    Tensors below `least` bytes stay in memory. Values and strides are the same, so that gradients are the same to the bit.
+
+    Raises:
+        DinotrackError: when the disk has no room either.
+    """
+    largest = 0
+
+    def pack(values: Tensor) -> Tensor:
+        nonlocal largest
+        if values.device.type != "cpu" or values.nbytes < max(1, least):
+            return values
+        largest = max(largest, values.nbytes)
+        if budget.room() >= reserve * largest:
+            return values
+        like = torch.empty_like(values, device="meta")  # dense, in the same order
+        flat = zeros_on_disk((like.numel(),), values.dtype, budget)
+        return flat.as_strided(like.shape, like.stride()).copy_(values)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda values: values):
+        yield
 
 
 def reserve(file: BinaryIO, size: int) -> None:

@@ -15,6 +15,7 @@ from dinotrack.methods.dino_tracker import DinoTracker, Refinement, assemble, de
 from dinotrack.networks import DeltaDino, TrackerHead
 from dinotrack.progress import Progress
 from dinotrack.refined_pairs import PairSearch
+from dinotrack.spilling import kept_on_disk
 from dinotrack.trackers import VisibilityRule
 from dinotrack.training.batch import Batch
 from dinotrack.training.callbacks import RebuildPairs
@@ -87,6 +88,11 @@ class DinoTrackerModule(L.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
+        with kept_on_disk(self.data.budget):
+            return self.loss_of(batch)
+
+    def loss_of(self, batch: Batch) -> Float[Tensor, ""]:
+        """The weighted sum of the terms that have started, logged."""
         refined = self.delta.refine(batch.features, batch.images, batch.frames, batch.grid)
         with without_autocast(refined.device.type):  # positions and losses in float32
             if self.in_batch is not None:

@@ -19,7 +19,7 @@ from dinotrack.structs import Video
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import checked, published_steps
 from dinotrack.training.losses import first_step
-from dinotrack.training.probing import Probe, probe
+from dinotrack.training.probing import Cost, Probe, probe
 
 POSITIONS, TRACKLETS, BUDDIES = 2.0, 0.15, 0.2
 """Positions on tracklets, and tracklets, for each pixel of each frame, and best buddies for each token of each pair of frames.
@@ -300,11 +300,15 @@ def read_little(left: float, wanted: float) -> float:
 
 def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
     """Training steps, and the rebuilding of pairs."""
-    one, three = probe.step
-    grown = (job.batch_frames - 1) / 2
-    costs = zip((one.seconds, one.bytes, one.device), (three.seconds, three.bytes, three.device), strict=True)
-    seconds, bytes_, device = (a + grown * max(0.0, b - a) for a, b in costs)
-    yield Need("training", both(job.steps * seconds), start + bytes_, 0.0, device=device)
+    whole, short = (of_batch(job, *steps) for steps in (probe.step, probe.short_step))
+    yield Need(
+        "training",
+        both(job.steps * whole.seconds),
+        start + whole.bytes,
+        max(0.0, whole.bytes - short.bytes),
+        instead="what a step keeps for its backward pass will lie on disk",
+        device=whole.device,
+    )
     if job.rebuilds:
         again = job.rebuilds * (
             job.frames * probe.refine_frame.seconds + 3 * job.rebuilt_pairs * probe.frame_pair.seconds
@@ -318,6 +322,13 @@ def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
             instead="refined features will lie on disk",
             device=probe.refine_frame.device + probe.frame_pair.device,
         )
+
+
+def of_batch(job: Job, one: Cost, three: Cost) -> Cost:
+    """A step of a whole minibatch, from one of one frame and one of three."""
+    grown = (job.batch_frames - 1) / 2
+    costs = zip((one.seconds, one.bytes, one.device), (three.seconds, three.bytes, three.device), strict=True)
+    return Cost(*(a + grown * max(0.0, b - a) for a, b in costs))
 
 
 def inference_needs(job: Job, probe: Probe, start: float, room: float, name: str, queries: int) -> Need:

@@ -1,10 +1,13 @@
 """Short measurements from which a run is planned: what one frame, pair or step costs with these networks on this machine."""
 
+import ctypes
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,8 @@ from torch import Tensor
 
 from dinotrack.equations import ambiguity, best_buddies, similarity
 from dinotrack.geometry import centres, resize_frames
-from dinotrack.memory import held
+from dinotrack.memory import Budget, held
+from dinotrack.spilling import kept_on_disk
 from dinotrack.structs import FeatureMap, Grid, Pairs
 from dinotrack.training.batch import Batch
 from dinotrack.training.datamodules import VideoDataModule
@@ -57,6 +61,7 @@ class Watch:
 
 def cost_of(job: Callable[[], Any], *, short: float = 1.0) -> Cost:
     """What a job costs; a `short` one, in seconds, is done twice, since the first time is slower."""
+    give_back_freed()
     before, begin, gpu = held(), time.perf_counter(), torch.cuda.is_available()
     allocated = torch.cuda.memory_allocated() if gpu else 0
     if gpu:
@@ -72,6 +77,12 @@ def cost_of(job: Callable[[], Any], *, short: float = 1.0) -> Cost:
         return first
     again = cost_of(job, short=0)
     return Cost(min(seconds, again.seconds), max(first.bytes, again.bytes), max(first.device, again.device))
+
+
+def give_back_freed() -> None:
+    """Let the C library give back what was freed: what it keeps for later would hide what the next job takes."""
+    with suppress(OSError, AttributeError):  # another library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,8 @@ class Probe:
     """Delta-DINO on one frame, without gradient."""
     step: tuple[Cost, Cost]
     """A training step with all losses, of one frame and of three."""
+    short_step: tuple[Cost, Cost]
+    """The same where what the backward pass needs lies on disk; on a GPU no other."""
     locate: Cost
     """64 queries found in one frame."""
 
@@ -118,6 +131,10 @@ def probe(data: VideoDataModule, module: DinoTrackerModule, *, queries: int = 64
     module.delta.prepare(images)
     refine = cost_of(lambda: module.delta.refine(raw[:1], images[:1], numbers[:1], features.grid))
     locate = cost_of(lambda: module.head.find(wanted, raw[0], features.grid))
+    tight = Budget(1, Path(tempfile.gettempdir())) if device.type == "cpu" else None
+    # The smaller ones first: what large ones leave in the heap would count as theirs.
+    short = [train_step(module, features, images, count, tight) for count in (1, 3)]
+    steps = [train_step(module, features, images, count) for count in (1, 3)] if tight else short
     return Probe(
         tokens=(height, width),
         channels=channels,
@@ -125,7 +142,8 @@ def probe(data: VideoDataModule, module: DinoTrackerModule, *, queries: int = 64
         flow_pair=cost_of(lambda: flow(frames[:1], frames[1:])),
         frame_pair=cost_of(lambda: search(raw[0], raw[1], features.grid)),
         refine_frame=refine,
-        step=(train_step(module, features, images, 1), train_step(module, features, images, 3)),
+        step=(steps[0], steps[1]),
+        short_step=(short[0], short[1]),
         locate=locate,
     )
 
@@ -139,17 +157,22 @@ def search(source: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"], grid:
     ambiguity(cosines[:, :some].T, xy)
 
 
-def train_step(module: DinoTrackerModule, features: FeatureMap, images: Tensor, count: int) -> Cost:
-    """A step of all losses on the first `count` frames, with as many pairs of each kind as a minibatch has at most."""
+def train_step(
+    module: DinoTrackerModule, features: FeatureMap, images: Tensor, count: int, budget: Budget | None = None
+) -> Cost:
+    """A step of all losses on the first `count` frames, with as many pairs of each kind as a minibatch has at most.
+
+    With a budget, what it has no room for lies on disk.
+    """
     batch = full_batch(features, images, count)
     module.train()
 
     def step() -> None:
         optimizer = torch.optim.Adam(module.parameters())
-        with torch.enable_grad():
+        with torch.enable_grad(), nullcontext() if budget is None else kept_on_disk(budget):
             refined = module.delta.refine(batch.features, batch.images, batch.frames, batch.grid)
             loss, _ = module.losses(Step(batch, refined, module.head), 10**9, 10**9)  # late enough for all
-            loss.backward()
+        loss.backward()
         optimizer.step()
         module.zero_grad()
 
