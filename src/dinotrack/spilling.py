@@ -17,7 +17,7 @@ from dinotrack.files import saying_where
 from dinotrack.mapped import map_file, plain_bytes, tensor_at
 from dinotrack.memory import Budget
 
-PART = 4
+PART = 8
 """One of so many equal parts of what is left is what each of these tensors may take of memory."""
 LITTLE = 16
 """The same of tensors that are read a little at a time: working frames, masks, tables of pairs."""
