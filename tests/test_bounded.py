@@ -20,7 +20,8 @@ from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.errors import DinotrackError
 from dinotrack.evaluation import truth_of_clip
 from dinotrack.geometry import look_up, resize_frames, resize_masks
-from dinotrack.memory import Budget
+from dinotrack.growing import Columns
+from dinotrack.memory import Budget, held
 from dinotrack.methods.dino_tracker import load_dino_tracker
 from dinotrack.optical_flow import Dis
 from dinotrack.preprocessing import working_frames, working_masks
@@ -128,6 +129,20 @@ def test_bounded_tables_are_the_same(at_once: int, tmp_path: Path, files: list[P
     assert equal(table_of(pairs, masks, (40, 40), everywhere), expected) and len(files) == 6
     none = table_of(Pairs.empty(), masks, (40, 40), everywhere, budget=Budget(1, tmp_path))
     assert len(none) == 0 and none.frames == 5
+
+
+def test_columns_are_measured_by_their_rows_also_where_none_comes_first(tmp_path: Path, files: list[Path]) -> None:
+    columns = Columns(1000, Budget(1, tmp_path))
+    columns.add(source=torch.zeros(0, dtype=torch.long), xy=torch.zeros(0, 2))
+    columns.add(source=torch.arange(1000), xy=torch.arange(2000.0).view(1000, 2))
+    found = columns.done()
+    assert len(files) == 2 and torch.equal(found["source"], torch.arange(1000)) and len(found["xy"]) == 1000
+    assert columns.columns["xy"].budget.limit == 1
+    half = Columns(
+        10**6, Budget(held() + 100 * 10**6, tmp_path)
+    )  # 16 MB of 100: more than a sixteenth, less than a half
+    half.add(source=torch.zeros(0, dtype=torch.long), xy=torch.zeros(0, 2))
+    assert half.columns["source"].budget.limit == 1
 
 
 def test_tracklets_are_looked_up_some_at_a_time() -> None:

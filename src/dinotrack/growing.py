@@ -96,7 +96,7 @@ class Columns:
     def add(self, **parts: Shaped[Tensor, "n ..."]) -> None:
         """Take the next rows, of every column as many."""
         if not self.columns:
-            size = self.count * sum(part[:1].nbytes for part in parts.values())
+            size = self.count * sum(part.shape[1:].numel() * part.element_size() for part in parts.values())
             room = self.budget if size <= self.budget.share(part=LITTLE) else replace(self.budget, limit=1)
             self.columns = {name: Rows(self.count, room) for name in parts}
         for name, part in parts.items():

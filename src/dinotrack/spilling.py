@@ -65,7 +65,8 @@ def kept_on_disk(budget: Budget = Budget(), *, least: int = 2**20, reserve: int 
     """Inside, what a forward pass on a CPU keeps for the backward one goes to unnamed files where memory gets short.
 
     It gets short where less is left than `reserve` times the largest tensor, which the backward pass needs for its gradients.
-    Tensors below `least` bytes stay in memory. Values and strides are the same, so that gradients are the same to the bit.
+    Tensors below `least` bytes stay in memory, and parameters, which are there anyway. Values are the same, and strides where a
+    tensor is dense, so that gradients are the same to the bit.
 
     Raises:
         DinotrackError: when the disk has no room either.
@@ -74,7 +75,9 @@ def kept_on_disk(budget: Budget = Budget(), *, least: int = 2**20, reserve: int 
 
     def pack(values: Tensor) -> Tensor:
         nonlocal largest
-        if values.device.type != "cpu" or values.nbytes < max(1, least):
+        if values.layout != torch.strided or values.device.type != "cpu" or isinstance(values, torch.nn.Parameter):
+            return values
+        if min(values.nbytes, values.untyped_storage().nbytes()) < max(1, least):  # also one that repeats a small one
             return values
         largest = max(largest, values.nbytes)
         if budget.room() >= reserve * largest:

@@ -217,7 +217,7 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, dev
         job,
         [
             *preprocessing_needs(job, probe, start, room, device_room),
-            *fit_needs(job, probe, start + tables),
+            *fit_needs(job, probe, start + tables, room),
             *([inference_needs(job, probe, start + tables, room, "scores", job.scored)] if job.scored else []),
             inference_needs(job, probe, start + tables, room, "tracks and visibility", job.queries),
         ],
@@ -298,12 +298,14 @@ def read_little(left: float, wanted: float) -> float:
     return wanted if wanted <= left / LITTLE else 0.0
 
 
-def fit_needs(job: Job, probe: Probe, start: float) -> Iterator[Need]:
+def fit_needs(job: Job, probe: Probe, start: float, room: float) -> Iterator[Need]:
     """Training steps, and the rebuilding of pairs."""
     whole, short = (of_batch(job, *steps) for steps in (probe.step, probe.short_step))
+    fits = start + whole.bytes <= room
+    slowest = whole.seconds if fits else max(whole.seconds, short.seconds)
     yield Need(
         "training",
-        both(job.steps * whole.seconds),
+        (job.steps * whole.seconds, job.steps * slowest),
         start + whole.bytes,
         max(0.0, whole.bytes - short.bytes),
         instead="what a step keeps for its backward pass will lie on disk",

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dinotrack.equations import ambiguity, best_buddies, similarity
+from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres, resize_frames
 from dinotrack.memory import Budget, held
 from dinotrack.spilling import kept_on_disk
@@ -131,10 +132,10 @@ def probe(data: VideoDataModule, module: DinoTrackerModule, *, queries: int = 64
     module.delta.prepare(images)
     refine = cost_of(lambda: module.delta.refine(raw[:1], images[:1], numbers[:1], features.grid))
     locate = cost_of(lambda: module.head.find(wanted, raw[0], features.grid))
-    tight = Budget(1, Path(tempfile.gettempdir())) if device.type == "cpu" else None
     # The smaller ones first: what large ones leave in the heap would count as theirs.
-    short = [train_step(module, features, images, count, tight) for count in (1, 3)]
-    steps = [train_step(module, features, images, count) for count in (1, 3)] if tight else short
+    short = None if device.type != "cpu" else on_disk(module, features, images)
+    steps = [train_step(module, features, images, count) for count in (1, 3)]
+    short = short or steps
     return Probe(
         tokens=(height, width),
         channels=channels,
@@ -155,6 +156,14 @@ def search(source: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"], grid:
     xy = centres(source.shape[1], source.shape[2], grid, source.device)
     ambiguity(cosines[:some], xy)
     ambiguity(cosines[:, :some].T, xy)
+
+
+def on_disk(module: DinoTrackerModule, features: FeatureMap, images: Tensor) -> list[Cost] | None:
+    """Steps of one frame and of three that keep what they can on disk; None where the disk has no room for it."""
+    try:
+        return [train_step(module, features, images, count, Budget(1, Path(tempfile.gettempdir()))) for count in (1, 3)]
+    except DinotrackError:
+        return None
 
 
 def train_step(
