@@ -258,3 +258,11 @@ def test_the_numbers_of_a_video_are_about_those_of_real_clips() -> None:
     for name, taken in (("positions", POSITIONS), ("tracklets", TRACKLETS), ("best_buddies", BUDDIES)):
         most = max(row[name] for row in rows)
         assert 0.95 * most < taken < 2 * most
+
+
+def test_refined_features_that_lie_on_disk_are_said() -> None:
+    tight, free = (plan(JOB, PROBE, Budget(limit), start=5e8) for limit in ("4GB", None))
+    stages = ("rebuilding pairs", "tracks and visibility")
+    for found, expected in ((tight, 2.0 * 100 * 67 * 121 * 1024), (free, 0.0)):
+        assert [need.temporary for need in found.needs if need.name in stages] == [expected] * 2
+    assert "rebuilding pairs: temporary files of 1.66 GB, where memory has no room" in list(tight.lines())

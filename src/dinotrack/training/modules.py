@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import without_autocast
+from dinotrack.memory import Budget
 from dinotrack.methods.dino_tracker import DinoTracker, Refinement, assemble, describe
 from dinotrack.networks import DeltaDino, TrackerHead
 from dinotrack.progress import Progress
@@ -88,7 +90,9 @@ class DinoTrackerModule(L.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
-        with kept_on_disk(self.data.budget):
+        data = getattr(self.trainer, "datamodule", None)  # none where loaders are given
+        budget = data.budget if isinstance(data, VideoDataModule) else Budget()
+        with kept_on_disk(budget) if batch.features.device.type == "cpu" else nullcontext():
             return self.loss_of(batch)
 
     def loss_of(self, batch: Batch) -> Float[Tensor, ""]:

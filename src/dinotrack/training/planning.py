@@ -322,8 +322,14 @@ def fit_needs(job: Job, probe: Probe, start: float, room: float) -> Iterator[Nee
             least + job.features,
             job.features,
             instead="refined features will lie on disk",
+            temporary=refined_on_disk(job, room - start),
             device=probe.refine_frame.device + probe.frame_pair.device,
         )
+
+
+def refined_on_disk(job: Job, left: float) -> float:
+    """Bytes of the refined features of all frames where they take more than half of what is left of memory, else none."""
+    return job.features if job.features > max(0.0, left) / 2 else 0.0
 
 
 def of_batch(job: Job, one: Cost, three: Cost) -> Cost:
@@ -349,6 +355,7 @@ def inference_needs(job: Job, probe: Probe, start: float, room: float, name: str
         job.features,
         instead="refined features will lie on disk",
         device=probe.refine_frame.device + chunk,
+        temporary=refined_on_disk(job, room - start),
     )
 
 
