@@ -23,7 +23,7 @@ from dinotrack.training.config import compose_config
 KEPT = Path(__file__).resolve().parents[1] / "tests" / "golden" / "tiny.json"
 STEPS = (4, 9, 14, 19)
 TOLERANCE = {"loss": 0.02, "median": 0.05, "most": 1.0}
-"""Relative for losses; of tracks, in pixels, of half and of 95 % of the positions. Another machine with AVX2 differs by far less."""
+"""Relative for losses; of tracks, in pixels, of half and of 95 % of the positions. Others with AVX2 differ by far less."""
 SAME = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
 """Has torch and its libraries add up in the same order on each machine."""
 

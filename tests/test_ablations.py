@@ -85,6 +85,8 @@ def test_a_table_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     with open(tmp_path / "ablations.csv", newline="") as file:
         rows = {r["ablation"]: r for r in csv.DictReader(file)}
     assert rows.keys() == {"full", "flow_chain", "raw_features"}
-    assert all(0 <= float(r["aj"]) <= 100 and float(r["seconds"]) > 0 for r in rows.values())
+    assert all(
+        0 <= float(r["aj"]) <= 100 and float(r["seconds"]) >= 0 for r in rows.values()
+    )  # 0.00 of a quick machine
     words.append("losses.flow.weight=3")  # other settings: a row of the old ones does not count
     assert "done before" not in ablate("full")
