@@ -18,7 +18,17 @@ from benchmarks.faults.trying import Impossible, Row, Try
 from dinotrack.files import write_atomically
 from dinotrack.training.stages import environment
 
-ROWS = ("killed", "terminated", "disk_full", "damaged_cache", "damaged_run", "racing", "failing_logger", "evaluation")
+ROWS = (
+    "killed",
+    "terminated",
+    "disk_full",
+    "damaged_cache",
+    "damaged_run",
+    "racing",
+    "failing_logger",
+    "evaluation",
+    "training",
+)
 """Modules beside this one; each has a ROW."""
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, RESULTS = DOCS / "reliability.md", DOCS / "results" / "faults.json"
