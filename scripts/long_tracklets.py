@@ -21,11 +21,10 @@ from torch import Tensor
 
 from dinotrack.cache import Entry, build_or_load
 from dinotrack.growing import Rows
-from dinotrack.memory import Budget, held
+from dinotrack.memory import Budget, Watch, held
 from dinotrack.spilling import LITTLE
 from dinotrack.structs import Tracklets
 from dinotrack.tracklets import build_tracklets
-from dinotrack.training.probing import Watch
 from dinotrack.training.stages import commit, hardware
 from dinotrack.training.tracklet_table import TrackletTable
 

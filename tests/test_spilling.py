@@ -144,6 +144,44 @@ def test_what_is_kept_has_the_strides_that_it_had(tmp_path: Path, made: list[Pat
     assert seen[0].stride() == values.stride() and seen[1].is_contiguous()
 
 
+def test_what_is_kept_twice_is_written_once(tmp_path: Path, made: list[Path]) -> None:
+    """By its values: changed in place between, it is another."""
+    values = torch.rand(100, requires_grad=True)
+    with kept_on_disk(Budget(1, tmp_path), least=0) as spilling:
+        shared = values.exp()  # keeps what it returns, as does the sine what it is given
+        loss = shared.sin().sum() + shared.cos().sum()
+        assert len(made) == 1 and spilling.bytes == 400
+        copied = shared.clone()
+        loss = loss + copied.sin().sum()
+        copied.add_(1)
+        loss = loss + copied.sin().sum()
+    assert len(made) == 3 and spilling.bytes == 1200
+    loss.backward()
+    exp = values.detach().exp()
+    expected = exp * (exp.cos() - exp.sin() + exp.cos() + (exp + 1).cos())
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad, expected)
+
+
+def test_what_no_step_needs_any_more_is_no_longer_known(tmp_path: Path) -> None:
+    values = torch.rand(100, requires_grad=True)
+    with kept_on_disk(Budget(1, tmp_path), least=0) as spilling:
+        for _ in range(3):
+            values.exp()  # its storage is free for the next one
+        assert spilling.bytes == 1200 and not spilling.known
+
+
+def test_of_what_is_repeated_one_is_written(tmp_path: Path) -> None:
+    one, many = torch.rand(20, 1, requires_grad=True), torch.rand(20, 50, requires_grad=True)
+    with kept_on_disk(Budget(1, tmp_path), least=0) as spilling:
+        loss = (one.exp().expand(20, 50) * many.exp()).sum()
+    assert spilling.bytes == 20 * 4 + 20 * 50 * 4
+    loss.backward()
+    assert one.grad is not None and many.grad is not None
+    torch.testing.assert_close(one.grad, (one.exp() * many.exp().sum(1, keepdim=True)).detach())
+    torch.testing.assert_close(many.grad, (one.exp() * many.exp()).detach())
+
+
 def parts() -> list[Tensor]:
     rng = torch.Generator().manual_seed(0)
     sizes = [(5,), (0, 2), (7, 2), (3,), (4, 2)]

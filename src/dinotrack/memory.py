@@ -1,8 +1,11 @@
 """How much memory a run may take, and where what does not fit lies."""
 
+import ctypes
 import os
 import re
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,6 +47,37 @@ def read_kilobytes(path: str, *names: str) -> int | None:
 def held() -> int:
     """Bytes that this process alone holds: pages of mapped files, which the system can take back, do not count."""
     return read_kilobytes("/proc/self/status", "RssAnon", "RssShmem") or 0
+
+
+def give_back_freed() -> None:
+    """Let the C library give back what was freed: what it keeps for later would hide what the next job takes."""
+    with suppress(OSError, AttributeError):  # another library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class Watch:
+    """The most that this process held while the watch ran."""
+
+    def __init__(self, every: float = 0.002) -> None:
+        self.every, self.peak, self.stop = every, held(), threading.Event()
+        self.thread = threading.Thread(target=self.look, daemon=True)
+
+    def look(self) -> None:
+        while not self.stop.wait(self.every):
+            self.peak = max(self.peak, held())
+
+    @classmethod
+    @contextmanager
+    def running(cls, every: float = 0.002) -> "Iterator[Watch]":
+        """A watch that runs inside."""
+        watch = cls(every)
+        watch.thread.start()
+        try:
+            yield watch
+        finally:
+            watch.stop.set()
+            watch.thread.join()
+            watch.peak = max(watch.peak, held())
 
 
 def free_memory() -> int:
@@ -115,7 +149,9 @@ class Budget:
         return free if self.limit is None else max(0, min(free, parse_bytes(self.limit) - held()))
 
     def share(self, device: torch.device | str = "cpu", part: int = 2) -> int:
-        """Bytes that one tensor may take: one of so many equal parts of what is left."""
+        """Bytes that one tensor may take: one of so many equal parts of what is left once all that is free is given back."""
+        if torch.device(device).type == "cpu":
+            give_back_freed()
         return self.room(device) // part
 
     def device_for(self, size: int, device: torch.device | str, part: int = 2) -> torch.device | None:

@@ -8,10 +8,12 @@ from functools import cached_property
 from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dinotrack.files import saying_where
 from dinotrack.mapped import map_file, plain_bytes, tensor_at
@@ -21,6 +23,9 @@ PART = 8
 """One of so many equal parts of what is left is what each of these tensors may take of memory."""
 LITTLE = 16
 """The same of tensors that are read a little at a time: working frames, masks, tables of pairs."""
+
+AMPLE = 32
+"""A step of a fit takes less than so many times the largest tensor that it keeps."""
 
 BLOCK = 2**24
 
@@ -61,33 +66,65 @@ def zeros_on_disk(shape: tuple[int, ...], dtype: torch.dtype, budget: Budget) ->
 
 
 @contextmanager
-def kept_on_disk(budget: Budget = Budget(), *, least: int = 2**20, reserve: int = 4) -> Iterator[None]:
+def kept_on_disk(
+    budget: Budget = Budget(), *, least: int = 2**20, reserve: float | None = None
+) -> "Iterator[Spilling]":
     """Inside, what a forward pass on a CPU keeps for the backward one goes to unnamed files where memory gets short.
 
-    It gets short where less is left than `reserve` times the largest tensor, which the backward pass needs for its gradients.
-    Tensors below `least` bytes stay in memory, and parameters, which are there anyway. Values are the same, and strides where a
-    tensor is dense, so that gradients are the same to the bit.
+    Values are the same, and strides where a tensor is dense, so that gradients are the same to the bit.
 
     Raises:
         DinotrackError: when the disk has no room either.
     """
-    largest = 0
+    spilling = Spilling(budget, least, reserve)
+    with torch.autograd.graph.saved_tensors_hooks(spilling.pack, unpack):
+        yield spilling
 
-    def pack(values: Tensor) -> Tensor:
-        nonlocal largest
+
+def unpack(kept: Tensor | tuple[Tensor, torch.Size]) -> Tensor:
+    """What `Spilling.pack` was given."""
+    return kept if isinstance(kept, Tensor) else kept[0].expand(kept[1])
+
+
+class Spilling:
+    """What of a forward pass lies in unnamed files for the backward one.
+
+    Memory is short where less of it is left than `reserve` bytes, which the rest of the forward pass and the backward pass need;
+    None is ample, `AMPLE` times the largest tensor. Tensors below `least` bytes stay there, and parameters, which are there anyway.
+    What several steps of the forward pass keep is written once, and of what a tensor repeats (`expand`) one.
+    """
+
+    def __init__(self, budget: Budget, least: int, reserve: float | None) -> None:
+        self.budget, self.least, self.reserve = budget, max(1, least), reserve
+        self.largest = 0
+        self.bytes = 0
+        """Written so far."""
+        self.known = WeakValueDictionary[tuple[Any, ...], Tensor]()
+        """Those that are still needed, by what they were made of; a storage's number is no other's while it is referred to."""
+
+    def pack(self, values: Tensor) -> Tensor | tuple[Tensor, torch.Size]:
+        """What autograd is to keep in the place of `values`: them, or what lies on disk and how often it is repeated."""
         if values.layout != torch.strided or values.device.type != "cpu" or isinstance(values, torch.nn.Parameter):
             return values
-        if min(values.nbytes, values.untyped_storage().nbytes()) < max(1, least):  # also one that repeats a small one
+        once = values[tuple(slice(1) if stride == 0 else slice(None) for stride in values.stride())]
+        if min(once.nbytes, values.untyped_storage().nbytes()) < self.least:
             return values
-        largest = max(largest, values.nbytes)
-        if budget.room() >= reserve * largest:
+        self.largest = max(self.largest, values.nbytes)
+        if self.budget.room() >= (AMPLE * self.largest if self.reserve is None else self.reserve):
             return values
-        like = torch.empty_like(values, device="meta")  # dense, in the same order
-        flat = zeros_on_disk((like.numel(),), values.dtype, budget)
-        return flat.as_strided(like.shape, like.stride()).copy_(values)
+        steps = tuple(stride for side, stride in zip(once.shape, once.stride(), strict=True) if side > 1)
+        place = once.dtype, once.storage_offset(), once.shape, steps
+        made_of = (StorageWeakRef(values.untyped_storage()), values._version, *place)
+        if (found := self.known.get(made_of)) is None:
+            self.known[made_of] = found = self.written(once)
+        return found, values.shape
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda values: values):
-        yield
+    def written(self, values: Tensor) -> Tensor:
+        """The same in an unnamed file."""
+        like = torch.empty_like(values, device="meta")  # dense, in the same order
+        flat = zeros_on_disk((like.numel(),), values.dtype, self.budget)
+        self.bytes += flat.nbytes
+        return flat.as_strided(like.shape, like.stride()).copy_(values)
 
 
 def reserve(file: BinaryIO, size: int) -> None:

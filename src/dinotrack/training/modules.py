@@ -34,6 +34,7 @@ from dinotrack.training.losses import (
     first_step,
 )
 from dinotrack.training.rebuild import searched_batch, searched_counts
+from dinotrack.training.step_memory import StepMemory
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class DinoTrackerModule(L.LightningModule):
         self.description: dict[str, Any] = {}
         self.in_batch: PairSearch | None = None
         """Set by `RebuildPairs` while each step is to search its own features."""
+        self.step_memory = StepMemory()
 
     @property
     def steps(self) -> int:
@@ -89,11 +91,27 @@ class DinoTrackerModule(L.LightningModule):
         """Where the minibatches come from."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
+    @property
+    def budget(self) -> Budget:
+        """What memory the fit may take: as its data module says, if there is one."""
         data = getattr(self.trainer, "datamodule", None)  # none where loaders are given
-        budget = data.budget if isinstance(data, VideoDataModule) else Budget()
-        with kept_on_disk(budget) if batch.features.device.type == "cpu" else nullcontext():
+        return data.budget if isinstance(data, VideoDataModule) else Budget()
+
+    def training_step(self, batch: Batch, _: int) -> Float[Tensor, ""]:
+        if batch.features.device.type != "cpu":
             return self.loss_of(batch)
+        with kept_on_disk(self.budget, reserve=self.step_memory.reserve(self.kind_of_step, len(batch.frames))):
+            return self.loss_of(batch)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        on_cpu = self.device.type == "cpu"
+        with self.step_memory.measured(self.kind_of_step, self.budget) if on_cpu else nullcontext():
+            super().optimizer_step(*arguments, **options)
+
+    @property
+    def kind_of_step(self) -> tuple[object, ...]:
+        """What decides how much memory a step takes: the terms that count, and whether it searches."""
+        return self.in_batch is not None, *self.losses.active(self.global_step, self.steps)
 
     def loss_of(self, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the terms that have started, logged."""

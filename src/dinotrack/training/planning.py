@@ -4,7 +4,7 @@ Features of all frames are not counted on a GPU: they lie there only where there
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ PRODUCT = 256e6
 """Bytes of one product of `Cosines`."""
 ROW = 37
 """Bytes of a pair in a table."""
+TRAINING = "training"
+"""The stage in which a minibatch may be made smaller."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,10 @@ class Plan:
             if least <= self.room:
                 yield f"{need.name}: {size(need.memory)} do not fit into {size(self.room)}; {need.instead}"
             else:
+                also = ", or method.batch.frames_per_set" if need.name == TRAINING else ""
                 yield (
                     f"{need.name} needs {size(least)}, and {size(self.room)} may be used; "
-                    f"lower resolution to about {self.fitting(least, self.room)}, or method.batch.frames_per_set"
+                    f"lower resolution to about {self.fitting(least, self.room)}{also}"
                 )
         for need in self.needs:
             if need.temporary:
@@ -264,6 +267,7 @@ def tracklets_need(job: Job, probe: Probe, start: float, room: float, device_roo
     one, pairs = 2 * probe.flow_pair.seconds, frames * (frames - 1) / 2
     encoded = job.encoded * frames * job.pixels
     on_gpu = encoded if device_room is not None and job.encoded > 1 else 0.0  # DIS keeps what it knows on the CPU
+    lent = min(left, device_room or 0.0) / PART
     rows, about = 12 * positions, [width * job.tracklets for width in (4, 4, 8)]
     arrays = [*about, 8 * positions, 4 * job.tracklets, *([positions] if job.dropped else [])]
     piled = min(rows, left / PART)
@@ -277,10 +281,7 @@ def tracklets_need(job: Job, probe: Probe, start: float, room: float, device_roo
         rows - piled + encoded - on_gpu - known + sum(arrays) - placed,
         8 * positions + 20 * job.tracklets + positions * job.dropped,
         instead="positions on tracklets will lie on disk, and a frame may be read more than once",
-        device=3.0 * frames * job.pixels
-        + min(on_gpu, (device_room or 0.0) / PART)
-        + 2 * job.flow_batch * probe.flow_pair.device
-        + followed,
+        device=3.0 * frames * job.pixels + min(on_gpu, lent) + 2 * job.flow_batch * probe.flow_pair.device + followed,
         temporary=rows - piled + sum(arrays) - placed,
     )
 
@@ -304,12 +305,13 @@ def fit_needs(job: Job, probe: Probe, start: float, room: float) -> Iterator[Nee
     fits = start + whole.bytes <= room
     slowest = whole.seconds if fits else max(whole.seconds, short.seconds)
     yield Need(
-        "training",
+        TRAINING,
         (job.steps * whole.seconds, job.steps * slowest),
         start + whole.bytes,
         max(0.0, whole.bytes - short.bytes),
         instead="what a step keeps for its backward pass will lie on disk",
         device=whole.device,
+        temporary=0.0 if fits else short.disk,
     )
     if job.rebuilds:
         again = job.rebuilds * (
@@ -335,8 +337,7 @@ def refined_on_disk(job: Job, left: float) -> float:
 def of_batch(job: Job, one: Cost, three: Cost) -> Cost:
     """A step of a whole minibatch, from one of one frame and one of three."""
     grown = (job.batch_frames - 1) / 2
-    costs = zip((one.seconds, one.bytes, one.device), (three.seconds, three.bytes, three.device), strict=True)
-    return Cost(*(a + grown * max(0.0, b - a) for a, b in costs))
+    return Cost(*(a + grown * max(0.0, b - a) for a, b in zip(astuple(one), astuple(three), strict=True)))
 
 
 def inference_needs(job: Job, probe: Probe, start: float, room: float, name: str, queries: int) -> Need:
@@ -389,10 +390,13 @@ def plan_table(plan: Plan) -> Table:
     """The stages as a table."""
     room, gpu = plan.device_room, plan.device_room is not None
     title = f"{size(plan.room)} of memory may be used" + ("" if room is None else f", {size(room)} of the GPU's")
-    table = Table("stage", "time", "memory", *(["GPU memory"] if gpu else []), "disk", title=title)
+    files = any(need.temporary for need in plan.needs)
+    heads = ["stage", "time", "memory", *(["GPU memory"] if gpu else []), "disk", *(["temporary"] if files else [])]
+    table = Table(*heads, title=title)
     for need in plan.needs:
         cells = [duration(need.seconds), size(need.memory), *([size(need.device)] if gpu else [])]
-        table.add_row(need.name, *cells, size(need.disk) if need.disk else "")
+        disk = [need.disk, *([need.temporary] if files else [])]
+        table.add_row(need.name, *cells, *(size(count) if count else "" for count in disk))
     return table
 
 

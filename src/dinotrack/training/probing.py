@@ -1,13 +1,9 @@
 """Short measurements from which a run is planned: what one frame, pair or step costs with these networks on this machine."""
 
-import ctypes
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +13,7 @@ from torch import Tensor
 from dinotrack.equations import ambiguity, best_buddies, similarity
 from dinotrack.errors import DinotrackError
 from dinotrack.geometry import centres, resize_frames
-from dinotrack.memory import Budget, held
+from dinotrack.memory import Budget, Watch, give_back_freed, held
 from dinotrack.spilling import kept_on_disk
 from dinotrack.structs import FeatureMap, Grid, Pairs
 from dinotrack.training.batch import Batch
@@ -25,39 +21,18 @@ from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.losses import Step
 from dinotrack.training.modules import DinoTrackerModule
 
+COUNTS = 1, 3
+"""Frames of the training steps that are measured."""
+
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and bytes held at the same time beyond those before: by the process, and of a GPU's memory."""
+    """Seconds, and bytes held at the same time beyond those before: by the process, of a GPU's memory, and in unnamed files."""
 
     seconds: float
     bytes: float
     device: float = 0.0
-
-
-class Watch:
-    """The most that this process held while the watch ran."""
-
-    def __init__(self, every: float = 0.002) -> None:
-        self.every, self.peak, self.stop = every, held(), threading.Event()
-        self.thread = threading.Thread(target=self.look, daemon=True)
-
-    def look(self) -> None:
-        while not self.stop.wait(self.every):
-            self.peak = max(self.peak, held())
-
-    @classmethod
-    @contextmanager
-    def running(cls, every: float = 0.002) -> "Iterator[Watch]":
-        """A watch that runs inside."""
-        watch = cls(every)
-        watch.thread.start()
-        try:
-            yield watch
-        finally:
-            watch.stop.set()
-            watch.thread.join()
-            watch.peak = max(watch.peak, held())
+    disk: float = 0.0
 
 
 def cost_of(job: Callable[[], Any], *, short: float = 1.0) -> Cost:
@@ -78,12 +53,6 @@ def cost_of(job: Callable[[], Any], *, short: float = 1.0) -> Cost:
         return first
     again = cost_of(job, short=0)
     return Cost(min(seconds, again.seconds), max(first.bytes, again.bytes), max(first.device, again.device))
-
-
-def give_back_freed() -> None:
-    """Let the C library give back what was freed: what it keeps for later would hide what the next job takes."""
-    with suppress(OSError, AttributeError):  # another library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True)
@@ -133,9 +102,8 @@ def probe(data: VideoDataModule, module: DinoTrackerModule, *, queries: int = 64
     refine = cost_of(lambda: module.delta.refine(raw[:1], images[:1], numbers[:1], features.grid))
     locate = cost_of(lambda: module.head.find(wanted, raw[0], features.grid))
     # The smaller ones first: what large ones leave in the heap would count as theirs.
-    short = None if device.type != "cpu" else on_disk(module, features, images)
-    steps = [train_step(module, features, images, count) for count in (1, 3)]
-    short = short or steps
+    short = [on_disk(module, features, images, count, data.budget) for count in COUNTS]
+    whole = [whole_step(module, features, images, *each, data.budget) for each in zip(COUNTS, short, strict=True)]
     return Probe(
         tokens=(height, width),
         channels=channels,
@@ -143,8 +111,8 @@ def probe(data: VideoDataModule, module: DinoTrackerModule, *, queries: int = 64
         flow_pair=cost_of(lambda: flow(frames[:1], frames[1:])),
         frame_pair=cost_of(lambda: search(raw[0], raw[1], features.grid)),
         refine_frame=refine,
-        step=(steps[0], steps[1]),
-        short_step=(short[0], short[1]),
+        step=(whole[0], whole[1]),
+        short_step=(short[0] or whole[0], short[1] or whole[1]),
         locate=locate,
     )
 
@@ -158,12 +126,24 @@ def search(source: Float[Tensor, "c h w"], target: Float[Tensor, "c h w"], grid:
     ambiguity(cosines[:, :some].T, xy)
 
 
-def on_disk(module: DinoTrackerModule, features: FeatureMap, images: Tensor) -> list[Cost] | None:
-    """Steps of one frame and of three that keep what they can on disk; None where the disk has no room for it."""
+def on_disk(module: DinoTrackerModule, features: FeatureMap, images: Tensor, count: int, budget: Budget) -> Cost | None:
+    """A step that keeps what it can on the disk of the budget; None on a GPU, or where the disk has no room for it."""
+    if images.device.type != "cpu":
+        return None
+    there = next(folder for folder in (budget.place, *budget.place.absolute().parents) if folder.is_dir())
     try:
-        return [train_step(module, features, images, count, Budget(1, Path(tempfile.gettempdir()))) for count in (1, 3)]
+        return train_step(module, features, images, count, Budget(1, there))  # a plan makes no folder
     except DinotrackError:
         return None
+
+
+def whole_step(
+    module: DinoTrackerModule, features: FeatureMap, images: Tensor, count: int, short: Cost | None, budget: Budget
+) -> Cost:
+    """A step that keeps all in memory; one that the budget has no room for is known by the same step with a part on disk."""
+    if short is not None and short.bytes + short.disk > budget.room():
+        return Cost(short.seconds, short.bytes + short.disk)
+    return train_step(module, features, images, count)
 
 
 def train_step(
@@ -175,12 +155,15 @@ def train_step(
     """
     batch = full_batch(features, images, count)
     module.train()
+    written = 0
 
     def step() -> None:
+        nonlocal written
         optimizer = torch.optim.Adam(module.parameters())
-        with torch.enable_grad(), nullcontext() if budget is None else kept_on_disk(budget):
+        with torch.enable_grad(), nullcontext() if budget is None else kept_on_disk(budget) as spilling:
             refined = module.delta.refine(batch.features, batch.images, batch.frames, batch.grid)
             loss, _ = module.losses(Step(batch, refined, module.head), 10**9, 10**9)  # late enough for all
+        written = 0 if spilling is None else spilling.bytes
         loss.backward()
         optimizer.step()
         module.zero_grad()
@@ -188,7 +171,7 @@ def train_step(
     state = {name: value.clone() for name, value in module.state_dict().items()}
     cost = cost_of(step)
     module.load_state_dict(state)
-    return cost
+    return replace(cost, disk=written)
 
 
 def full_batch(features: FeatureMap, images: Tensor, count: int, flow: int = 512, pairs: int = 1024) -> Batch:
