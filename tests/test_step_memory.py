@@ -11,10 +11,11 @@ from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.geometry import resize_frames
 from dinotrack.memory import Budget, give_back_freed, held
 from dinotrack.structs import FeatureMap
+from dinotrack.training.batch import Batch
 from dinotrack.training.config import compose_config
 from dinotrack.training.fit import checked, prepare, train
 from dinotrack.training.modules import DinoTrackerModule
-from dinotrack.training.probing import train_step
+from dinotrack.training.probing import full_batch, train_step
 from dinotrack.training.step_memory import MORE, StepMemory
 
 
@@ -53,22 +54,23 @@ def test_a_fit_measures_each_set_of_losses(tmp_path: Path, monkeypatch: pytest.M
     assert all(reserve is None or reserve > 1e6 for reserve in reserves)
 
 
-def setting(size: tuple[int, int] = (320, 240)) -> tuple[DinoTrackerModule, FeatureMap, torch.Tensor]:
-    """Networks, features and three frames, whose step keeps about 100 MB for its backward pass."""
+def setting(size: tuple[int, int] = (320, 240)) -> tuple[DinoTrackerModule, Batch]:
+    """Networks and a minibatch of three frames, whose step keeps about 100 MB for its backward pass."""
     config = compose_config("fit", "tiny", ["logger=none", f"resolution={size[0]}", "backbone.stride=7"])
     config.method.delta.hidden = [16, 32, 64, 128]
     data, module = checked(config, synthetic_clip(0, 3, size).video)
     images = resize_frames(data.video.frames, data.working_size)
     with torch.no_grad():
         values = data.backbone(images.float() / 255).half()
-    return module, FeatureMap(values, data.backbone.grid.stride, data.backbone.grid.offset, data.working_size), images
+    features = FeatureMap(values, data.backbone.grid.stride, data.backbone.grid.offset, data.working_size)
+    return module, full_batch(features, images, 3, data.batch)
 
 
 @pytest.mark.slow
 def test_a_step_stays_below_a_limit_that_has_room_for_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, features, images = setting()
+    module, batch = setting()
     folder, keeping = Path(tempfile.gettempdir()), dinotrack.spilling.kept_on_disk
-    least, whole = (train_step(module, features, images, 3, budget) for budget in (Budget(1, folder), None))
+    least, whole = (train_step(module, batch, budget) for budget in (Budget(1, folder), None))
     assert whole.bytes > 1.3 * least.bytes and least.disk > 1e8
     for reserve, part in ((None, 0.5), (MORE * least.bytes, 0.9), (MORE * least.bytes, 0.5), (MORE * least.bytes, 0.2)):
 
@@ -78,6 +80,6 @@ def test_a_step_stays_below_a_limit_that_has_room_for_a_part_of_it(monkeypatch: 
         monkeypatch.setattr("dinotrack.training.probing.kept_on_disk", bounded)
         give_back_freed()
         room = (1 - part) * least.bytes + part * whole.bytes
-        step = train_step(module, features, images, 3, Budget(held() + room, folder))
+        step = train_step(module, batch, Budget(held() + room, folder))
         assert step.bytes < room, (reserve, part)
         assert reserve is None or part < 0.9 or step.disk < least.disk

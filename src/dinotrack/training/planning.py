@@ -19,7 +19,7 @@ from dinotrack.structs import Video
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import checked, published_steps
 from dinotrack.training.losses import first_step
-from dinotrack.training.probing import Cost, Probe, probe
+from dinotrack.training.probing import COUNTS, Cost, Probe, probe
 
 POSITIONS, TRACKLETS, BUDDIES = 2.0, 0.15, 0.2
 """Positions on tracklets, and tracklets, for each pixel of each frame, and best buddies for each token of each pair of frames.
@@ -334,10 +334,10 @@ def refined_on_disk(job: Job, left: float) -> float:
     return job.features if job.features > max(0.0, left) / 2 else 0.0
 
 
-def of_batch(job: Job, one: Cost, three: Cost) -> Cost:
-    """A step of a whole minibatch, from one of one frame and one of three."""
-    grown = (job.batch_frames - 1) / 2
-    return Cost(*(a + grown * max(0.0, b - a) for a, b in zip(astuple(one), astuple(three), strict=True)))
+def of_batch(job: Job, few: Cost, more: Cost) -> Cost:
+    """A step of a whole minibatch, from those of as many frames as `COUNTS` says."""
+    grown = max(0.0, (job.batch_frames - COUNTS[0]) / (COUNTS[1] - COUNTS[0]))
+    return Cost(*(a + grown * max(0.0, b - a) for a, b in zip(astuple(few), astuple(more), strict=True)))
 
 
 def inference_needs(job: Job, probe: Probe, start: float, room: float, name: str, queries: int) -> Need:
