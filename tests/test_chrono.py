@@ -82,6 +82,22 @@ def test_a_video_in_chunks_equals_the_whole(adapted: object, model: str, video: 
     assert (found - whole).abs().max() < 1e-5 * whole.abs().max()
 
 
+@pytest.mark.parametrize(("adapted", "times"), [([], 0), ([1], 1), ("all", 2)])
+def test_what_is_kept_of_each_frame(adapted: object, times: int, video: Video, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens behind a block, and those behind the next while they are made."""
+    made, kept = chrono(adapted=adapted), list[int]()
+    stored = ChronoBackbone._stored
+
+    def noted(self: ChronoBackbone, *arguments: object) -> tuple[Tensor, Tensor]:
+        tokens, moments = stored(self, *arguments)
+        kept.append(tokens.nbytes)
+        return tokens, moments
+
+    monkeypatch.setattr(ChronoBackbone, "_stored", noted)
+    (*_, last) = made.over(video.frames)
+    assert made.frame_bytes(last.shape[2] * last.shape[3])[0] * len(video) == sum(kept[:2]) and len(kept) == times
+
+
 def held(made: ChronoBackbone, images: Tensor, moments: dict[str, Tensor] | None = None) -> tuple[Tensor, dict]:
     """Features with each adapter's statistics as given, and those that were used."""
     used: dict[str, Tensor] = {}

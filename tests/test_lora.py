@@ -113,6 +113,7 @@ def test_start_is_the_frozen_features_to_half_precision(
     start, frozen = features(lora, frames, [4, 1, 2]), backbone(frames[[4, 1, 2]].float() / 255)
     assert start.dtype == torch.float32
     assert lora.tokens.dtype == torch.float16
+    assert lora.tokens.nbytes == len(frames) * lora.frame_bytes(start.shape[2] * start.shape[3])
     torch.testing.assert_close(start, frozen, atol=1e-2, rtol=1e-2)
     monkeypatch.setattr(Tensor, "half", Tensor.float)  # what is left when nothing is rounded
     lora.prepare(frames)

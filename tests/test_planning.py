@@ -205,6 +205,23 @@ def test_a_refinement_that_must_be_prepared_is_planned_too(tmp_path: Path) -> No
     assert len(planned(config, synthetic_clip(0, 3, (56, 42)).video, queries=2).needs) == 6
 
 
+def test_what_chrono_and_lora_keep_of_all_frames_is_planned() -> None:
+    plain, chrono, lora = (
+        plan(replace(JOB, **more), PROBE, Budget(), start=5e8)
+        for more in ({}, {"passing": (10**7, 10**6)}, {"prepared": 10**7})
+    )
+    assert needs(chrono)["features"][0] - needs(plain)["features"][0] == 1.1e9
+    assert needs(lora)["features"] == needs(plain)["features"]
+    for stage in ("training", "rebuilding pairs", "tracks and visibility"):
+        assert needs(lora)[stage][0] - needs(plain)[stage][0] == 1e9
+    tight = plan(replace(JOB, passing=(10**7, 10**6), prepared=3 * 10**7), PROBE, Budget("1.5GB"), start=5e8)
+    features = tight.needs[0]
+    assert features.spare == features.temporary == 1e9 and tight.aside["tokens for LoRA"] == 3e9
+    lines = list(tight.lines())
+    assert "tokens for LoRA of 3 GB will lie on disk" in lines
+    assert any(line.startswith("features: ") and "tokens between its adapters" in line for line in lines)
+
+
 def test_files_that_are_gone_in_the_end_are_a_column_of_the_table() -> None:
     tight, free = (plan(JOB, PROBE, Budget(limit), start=5e8) for limit in ("4GB", None))
     columns = [[*plan_table(found).columns] for found in (tight, free)]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from dinotrack.adapters import Mixing, TemporalAdapter, frame_moments
+from dinotrack.adapters import POOL, Mixing, TemporalAdapter, frame_moments
 from dinotrack.chrono_weights import part, read_chrono
 from dinotrack.embedding import embed
 from dinotrack.errors import DinotrackError
@@ -134,6 +134,20 @@ class ChronoBackbone:
             raise DinotrackError(
                 f"{path} does not fit these adapters ({what}); set backbone.model, adapted, mixing and width to the file's"
             ) from error
+
+    def frame_bytes(self, cells: int) -> tuple[int, int]:
+        """Bytes a frame, of so many tokens, that `over` keeps of all frames: where the budget has room, and in memory.
+
+        The former are tokens behind a block and those behind the next adapted one, the latter pooled maps while they are mixed:
+        normalised, as queries, keys and values, and these in blocks.
+        """
+        tokens = 4 * self.channels * (cells + self.vit.num_prefix_tokens)
+        widths = [
+            adapter.conv1.out_channels for adapter in self.adapters.children() if isinstance(adapter, TemporalAdapter)
+        ]
+        return 2 * tokens if len(widths) > 1 else tokens * len(widths), 11 * 4 * max(
+            widths, default=0
+        ) * cells // POOL**2
 
     @property
     def device(self) -> torch.device:

@@ -143,6 +143,10 @@ class LoraVit(Refinement):
             kept.add(half)
         self.tokens, self.shape = kept.done(), shape
 
+    def frame_bytes(self, cells: int) -> int:
+        """Bytes a frame, of so many tokens, that `prepare` keeps, where the budget has room."""
+        return 2 * self.backbone.channels * (cells + self.backbone.vit.num_prefix_tokens)
+
     def compile_parts(self) -> None:
         """The tuned blocks are what runs in a step."""
         for block in self.tuned:

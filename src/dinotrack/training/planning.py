@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from dinotrack.chrono import ChronoBackbone
+from dinotrack.lora import LoraVit
 from dinotrack.memory import Budget, free_memory, held, parse_bytes
 from dinotrack.optical_flow import flows_over
 from dinotrack.spilling import LITTLE, PART
@@ -19,6 +21,7 @@ from dinotrack.structs import Video
 from dinotrack.training.datamodules import VideoDataModule
 from dinotrack.training.fit import checked, published_steps
 from dinotrack.training.losses import first_step
+from dinotrack.training.modules import DinoTrackerModule
 from dinotrack.training.probing import COUNTS, Cost, Probe, probe
 
 POSITIONS, TRACKLETS, BUDDIES = 2.0, 0.15, 0.2
@@ -69,6 +72,10 @@ class Job:
     """Pairs of frames that optical flow does at once, both ways."""
     dropped: bool = False
     """Whether the check for drift takes out single positions."""
+    passing: tuple[int, int] = (0, 0)
+    """Bytes a frame that Chrono's backbone keeps of all frames while it makes features: where there is room, and in memory."""
+    prepared: int = 0
+    """Bytes a frame that LoRA keeps of all frames during the fit and tracking."""
 
     @property
     def cells(self) -> int:
@@ -168,14 +175,16 @@ class Plan:
         return int(max(self.job.working) * (room / least) ** 0.5)
 
 
-def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int, scored: int = 0) -> Job:
+def job_of(
+    config: DictConfig, data: VideoDataModule, module: DinoTrackerModule, probe: Probe, queries: int, scored: int = 0
+) -> Job:
     """What a config asks for of a video."""
     frames = len(data.video)
     steps = published_steps(frames) if config.steps is None else config.steps
     rebuild = config.callbacks.get("rebuild") or {}
     counted = isinstance(rebuild.get("frame_pairs"), int)
     width, height = data.working_size
-    begins = first_step(rebuild.get("start", 0), steps)
+    begins, cells = first_step(rebuild.get("start", 0), steps), probe.tokens[0] * probe.tokens[1]
     return Job(
         frames=frames,
         size=data.video.size,
@@ -195,6 +204,8 @@ def job_of(config: DictConfig, data: VideoDataModule, probe: Probe, queries: int
         masked=not len(data.video.masks) or data.working_size != data.video.frame_size,
         flow_batch=flows_over(torch.zeros(2, 3, height, width, dtype=torch.uint8, device=data.device), data.flow).batch,
         dropped=config.supervision.drift == "drop",
+        passing=data.backbone.frame_bytes(cells) if isinstance(data.backbone, ChronoBackbone) else (0, 0),
+        prepared=module.delta.frame_bytes(cells) if isinstance(module.delta, LoraVit) else 0,
     )
 
 
@@ -215,14 +226,19 @@ def plan(job: Job, probe: Probe, budget: Budget, start: float | None = None, dev
     room = free if budget.limit is None else min(free, parse_bytes(budget.limit))
     aside = {name: count for name, count in job.own.items() if count > read_little(room - start, count)}
     start += sum(job.own.values()) - sum(aside.values())
-    tables = job.tables(room - start)
+    fitting = start + job.tables(room - start)
+    tokens = float(job.frames * job.prepared)
+    if tokens > max(0.0, room - fitting) / 2:
+        aside["tokens for LoRA"] = tokens
+    else:
+        fitting += tokens
     return Plan(
         job,
         [
             *preprocessing_needs(job, probe, start, room, device_room),
-            *fit_needs(job, probe, start + tables, room),
-            *([inference_needs(job, probe, start + tables, room, "scores", job.scored)] if job.scored else []),
-            inference_needs(job, probe, start + tables, room, "tracks and visibility", job.queries),
+            *fit_needs(job, probe, fitting, room),
+            *([inference_needs(job, probe, fitting, room, "scores", job.scored)] if job.scored else []),
+            inference_needs(job, probe, fitting, room, "tracks and visibility", job.queries),
         ],
         room,
         device_room,
@@ -234,8 +250,17 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float, devic
     """Features, tracklets, best buddies."""
     frames, cells = job.frames, job.cells
     extracted = start + min(CHUNK, frames) * probe.feature_frame.bytes
-    seen = min(CHUNK, frames) * probe.feature_frame.device
-    yield Need("features", both(frames * probe.feature_frame.seconds), extracted, 0.0, job.features, device=seen)
+    tokens, mixed = (float(frames * count) for count in job.passing)
+    yield Need(
+        "features",
+        both(frames * probe.feature_frame.seconds),
+        extracted + tokens + mixed,
+        tokens,
+        job.features,
+        instead="tokens between its adapters will lie on disk",
+        device=min(CHUNK, frames) * probe.feature_frame.device,
+        temporary=tokens if extracted + tokens + mixed > room else 0.0,
+    )
     yield tracklets_need(job, probe, start, room, device_room)
     rows = min(
         4.0 * frames * cells * job.channels, max(0.0, room - start) / 2
@@ -412,7 +437,7 @@ def planned(config: DictConfig, video: Video, queries: int, scored: int = 0) -> 
     start = held()
     found = probe(data, module)
     gpu = data.budget.room(data.device) if torch.device(data.device).type == "cuda" else None
-    return plan(job_of(config, data, found, queries, scored), found, data.budget, start, gpu)
+    return plan(job_of(config, data, module, found, queries, scored), found, data.budget, start, gpu)
 
 
 def show_plan(found: Plan, say: Callable[[str], None]) -> None:
