@@ -156,7 +156,13 @@ def plans() -> str:
     kept = json.loads((RESULTS / "plans.json").read_text())
     lines = ["| size | command | planned, MB | measured, MB | off |", "|---|---|---|---|---|"]
     for row in kept["rows"]:
-        cells = [row["size"], row["command"], str(row["planned_mb"]), str(row["measured_mb"]), f"{row['off']:+.0%}"]
+        cells = [
+            row["size"],
+            row["command"],
+            str(row["planned_mb"]),
+            str(row["measured_mb"]),
+            f"{round(row['off'], 2) + 0.0:+.0%}",
+        ]
         lines.append(f"| {' | '.join(cells).replace('%', ' %')} |")
     worst = max(abs(row["off"]) for row in kept["rows"])
     goal = "met" if worst < 0.25 else "MISSED"
@@ -211,6 +217,18 @@ def long_tracklets() -> str:
     lines.append(f"| {' | '.join([*sizes, *counts, *peaks])} |")
     goal = "met" if kept["within"] else "MISSED"
     note = f"`python -m scripts.long_tracklets`; commit {kept['commit']}; {kept['hardware']}"
+    return "\n".join([*lines, "", f"Goal, within the limit: {goal}. ({note})"])
+
+
+def long_step() -> str:
+    """What training steps at that size took."""
+    kept = json.loads((RESULTS / "long_step.json").read_text())
+    lines = ["| step | limit, MB | before, MB | at most, MB | written to disk, MB | s |", "|---" * 6 + "|"]
+    names, columns = ("measured", "each after it"), [kept[name] for name in ("peaks_mb", "written_mb", "seconds")]
+    for name, *cells in zip(names, *columns, strict=True):
+        lines.append(f"| {' | '.join(map(str, [name, kept['limit_mb'], kept['before_mb'], *cells]))} |")
+    goal = "met" if kept["within"] else "MISSED"
+    note = f"`python -m scripts.long_step`; commit {kept['commit']}; {kept['hardware']}"
     return "\n".join([*lines, "", f"Goal, within the limit: {goal}. ({note})"])
 
 
@@ -424,6 +442,7 @@ TABLES = {
         "limited": limited,
         "plan 480p": plan_480p,
         "long tracklets": long_tracklets,
+        "long step": long_step,
         "counts": counts,
     },
     "docs/chrono.md": {

@@ -67,19 +67,14 @@ def setting(size: tuple[int, int] = (320, 240)) -> tuple[DinoTrackerModule, Batc
 
 
 @pytest.mark.slow
-def test_a_step_stays_below_a_limit_that_has_room_for_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_stays_below_a_limit_that_has_room_for_a_part_of_it() -> None:
     module, batch = setting()
-    folder, keeping = Path(tempfile.gettempdir()), dinotrack.spilling.kept_on_disk
+    folder = Path(tempfile.gettempdir())
     least, whole = (train_step(module, batch, budget) for budget in (Budget(1, folder), None))
     assert whole.bytes > 1.3 * least.bytes and least.disk > 1e8
     for reserve, part in ((None, 0.5), (MORE * least.bytes, 0.9), (MORE * least.bytes, 0.5), (MORE * least.bytes, 0.2)):
-
-        def bounded(budget: Budget, reserve: float | None = reserve) -> object:
-            return keeping(budget, reserve=reserve)
-
-        monkeypatch.setattr("dinotrack.training.probing.kept_on_disk", bounded)
         give_back_freed()
         room = (1 - part) * least.bytes + part * whole.bytes
-        step = train_step(module, batch, Budget(held() + room, folder))
+        step = train_step(module, batch, Budget(held() + room, folder), reserve)
         assert step.bytes < room, (reserve, part)
         assert reserve is None or part < 0.9 or step.disk < least.disk

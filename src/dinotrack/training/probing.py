@@ -148,15 +148,20 @@ def whole_step(module: DinoTrackerModule, batch: Batch, short: Cost | None, budg
     return train_step(module, batch)
 
 
-def train_step(module: DinoTrackerModule, batch: Batch, budget: Budget | None = None) -> Cost:
-    """A step of all losses; with a budget, what it has no room for lies on disk."""
+def train_step(
+    module: DinoTrackerModule, batch: Batch, budget: Budget | None = None, reserve: float | None = None
+) -> Cost:
+    """A step of all losses; with a budget, what it has no room for beside `reserve` bytes lies on disk."""
     module.train()
     written = 0
 
     def step() -> None:
         nonlocal written
         optimizer = torch.optim.Adam(module.parameters())
-        with torch.enable_grad(), nullcontext() if budget is None else kept_on_disk(budget) as spilling:
+        with (
+            torch.enable_grad(),
+            nullcontext() if budget is None else kept_on_disk(budget, reserve=reserve) as spilling,
+        ):
             refined = module.delta.refine(batch.features, batch.images, batch.frames, batch.grid)
             loss, _ = module.losses(Step(batch, refined, module.head), 10**9, 10**9)  # late enough for all
         written = 0 if spilling is None else spilling.bytes
