@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import long_step
 
 import dinotrack.spilling
 from dinotrack.data.synthetic import synthetic_clip
@@ -78,3 +79,11 @@ def test_a_step_stays_below_a_limit_that_has_room_for_a_part_of_it() -> None:
         step = train_step(module, batch, Budget(held() + room, folder), reserve)
         assert step.bytes < room, (reserve, part)
         assert reserve is None or part < 0.9 or step.disk < least.disk
+
+
+@pytest.mark.slow
+def test_steps_stay_below_a_limit_beside_what_a_long_fit_holds(tmp_path: Path) -> None:
+    """The short form of `python -m scripts.long_step`."""
+    found = long_step.short_steps(tmp_path)
+    assert found["within"] and found["written_mb"][0] > found["written_mb"][1] > 0
+    assert found["before_mb"] < min(found["peaks_mb"])
