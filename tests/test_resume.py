@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import lightning as L
 import pytest
 import torch
 
+import dinotrack.spilling
 import dinotrack.training.fit as fitting
+import dinotrack.training.modules
 from dinotrack import DinotrackError, Video
 from dinotrack.data.synthetic import synthetic_clip
 from dinotrack.errors import Stopped
@@ -98,6 +101,20 @@ def test_after_an_exception_a_fit_ends_as_if_undisturbed(
         run(folder, video, meddle=Meddle(step, fail))
     assert (folder / RESUME).exists() == (step >= 3)
     assert same(run(folder, video), undisturbed[0])
+    assert metrics(folder) == metrics(undisturbed[1])
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_fit_with_no_memory_to_spare_goes_on_as_if_undisturbed(
+    step: int, undisturbed: tuple[DinoTracker, Path], video: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step takes is measured anew then, so that other tensors lie on disk."""
+    every = partial(dinotrack.spilling.kept_on_disk, least=0)
+    monkeypatch.setattr(dinotrack.training.modules, "kept_on_disk", every)
+    folder = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(folder, video, "memory_limit=1MB", meddle=Meddle(step, fail))
+    assert same(run(folder, video, "memory_limit=1MB"), undisturbed[0])
     assert metrics(folder) == metrics(undisturbed[1])
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,51 @@ def test_what_no_step_needs_any_more_is_no_longer_known(tmp_path: Path) -> None:
         assert spilling.bytes == 1200 and not spilling.known
 
 
+def test_a_conjugate_is_not_what_it_is_of(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    made = torch.randn(9, dtype=torch.complex64, generator=rng)
+    gradients = list[list[Tensor]]()
+    for limit in (None, 1):
+        one, two = (torch.ones(9, dtype=torch.complex64, requires_grad=True) for _ in range(2))
+        with kept_on_disk(Budget(limit, tmp_path), least=0):
+            loss = ((one * made).sum() + 2 * (two * made.conj()).sum()).abs()
+        gradients.append(list(torch.autograd.grad(loss, (one, two))))
+    assert all(torch.equal(*both) for both in zip(*gradients, strict=True))
+
+
+def test_where_the_disk_has_no_room_memory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as there is enough of it for a backward pass."""
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    values = torch.rand(1000, requires_grad=True)
+    for room, fits in ((4 * 4000 - 1, False), (4 * 4000, True)):
+        monkeypatch.setattr(Budget, "room", lambda *_, room=room: room)
+        with kept_on_disk(Budget(folder=tmp_path), least=0) as spilling:
+            if not fits:
+                with pytest.raises(DinotrackError, match=LINE):
+                    values.exp()
+                continue
+            values.exp().sum().backward()
+        assert spilling.bytes == 0 and values.grad is not None
+
+
+def test_a_forward_pass_that_nothing_follows_leaves_nothing(tmp_path: Path) -> None:
+    """Without it each would keep itself alive."""
+    kept = list[weakref.ref[Tensor]]()
+    for limit in (None, 1):
+        values = torch.rand(100, requires_grad=True)
+        with kept_on_disk(Budget(limit, tmp_path), least=0):
+            made = values.exp()
+            loss = made.sin().sum()
+        kept.append(weakref.ref(made))
+        del made, loss
+    assert [each() for each in kept] == [None, None]
+
+
 def test_of_what_is_repeated_one_is_written(tmp_path: Path) -> None:
     one, many = torch.rand(20, 1, requires_grad=True), torch.rand(20, 50, requires_grad=True)
     with kept_on_disk(Budget(1, tmp_path), least=0) as spilling:
         loss = (one.exp().expand(20, 50) * many.exp()).sum()
-    assert spilling.bytes == 20 * 4 + 20 * 50 * 4
+    assert spilling.bytes == 2 * 20 * 4 + 20 * 50 * 4  # of the column twice, since its strides are others
     loss.backward()
     assert one.grad is not None and many.grad is not None
     torch.testing.assert_close(one.grad, (one.exp() * many.exp().sum(1, keepdim=True)).detach())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.faults.tiny import Place, anew, begin, finish, temporary, undisturbed, unlike
+from benchmarks.faults.tiny import Place, anew, begin, failed, finish, temporary, undisturbed, unlike
 from benchmarks.faults.trying import Row, Try
 from dinotrack.training.commands import CHECKPOINT
 from dinotrack.training.stopping import RESUME
@@ -37,7 +37,8 @@ def strike(place: Place, rng: random.Random, seconds: float, number: int) -> Try
     code = begin(place.words(), place.log).end(number, rng.uniform(0, seconds))
     if not code:
         return None
-    return Try(reached(place), "" if number == 9 else in_good_order(place, code, number))
+    wrong = in_good_order(place, code, number) if number != 9 else failed(place, code) if code != -9 else ""
+    return Try(reached(place), wrong)
 
 
 def reached(place: Place) -> str:

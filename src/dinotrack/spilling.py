@@ -15,6 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from dinotrack.errors import DinotrackError
 from dinotrack.files import saying_where
 from dinotrack.mapped import map_file, plain_bytes, tensor_at
 from dinotrack.memory import Budget
@@ -24,8 +25,8 @@ PART = 8
 LITTLE = 16
 """The same of tensors that are read a little at a time: working frames, masks, tables of pairs."""
 
-AMPLE = 32
-"""A step of a fit takes less than so many times the largest tensor that it keeps."""
+AMPLE, LEAST = 32, 4
+"""A step of a fit takes less, and more, than so many times the largest tensor that it keeps."""
 
 BLOCK = 2**24
 
@@ -90,8 +91,10 @@ class Spilling:
     """What of a forward pass lies in unnamed files for the backward one.
 
     Memory is short where less of it is left than `reserve` bytes, which the rest of the forward pass and the backward pass need;
-    None is ample, `AMPLE` times the largest tensor. Tensors below `least` bytes stay there, and parameters, which are there anyway.
-    What several steps of the forward pass keep is written once, and of what a tensor repeats (`expand`) one.
+    None is ample, `AMPLE` times the largest tensor. Where the disk has no room, memory is taken down to `LEAST` times it. Tensors
+    below `least` bytes stay there, and parameters, which are there anyway. What several steps of the forward pass keep is written
+    once, and of what a tensor repeats (`expand`) one. Changes that autograd cannot see, by `.data` or numpy, are not seen here
+    either.
     """
 
     def __init__(self, budget: Budget, least: int, reserve: float | None) -> None:
@@ -104,19 +107,27 @@ class Spilling:
 
     def pack(self, values: Tensor) -> Tensor | tuple[Tensor, torch.Size]:
         """What autograd is to keep in the place of `values`: them, or what lies on disk and how often it is repeated."""
-        if values.layout != torch.strided or values.device.type != "cpu" or isinstance(values, torch.nn.Parameter):
+        if isinstance(values, torch.nn.Parameter):
+            return values
+        values = values.detach()  # an output that knows what made it would keep that alive, and be kept alive by it
+        if values.layout != torch.strided or values.device.type != "cpu":
             return values
         once = values[tuple(slice(1) if stride == 0 else slice(None) for stride in values.stride())]
         if min(once.nbytes, values.untyped_storage().nbytes()) < self.least:
             return values
         self.largest = max(self.largest, values.nbytes)
-        if self.budget.room() >= (AMPLE * self.largest if self.reserve is None else self.reserve):
+        room, least = self.budget.room(), LEAST * self.largest
+        if room >= (AMPLE * self.largest if self.reserve is None else max(self.reserve, least)):
             return values
-        steps = tuple(stride for side, stride in zip(once.shape, once.stride(), strict=True) if side > 1)
-        place = once.dtype, once.storage_offset(), once.shape, steps
+        place = once.dtype, once.storage_offset(), once.shape, once.stride(), once.is_conj(), once.is_neg()
         made_of = (StorageWeakRef(values.untyped_storage()), values._version, *place)
         if (found := self.known.get(made_of)) is None:
-            self.known[made_of] = found = self.written(once)
+            try:
+                self.known[made_of] = found = self.written(once)
+            except DinotrackError:
+                if room < least:
+                    raise
+                return values  # no room on the disk, but in memory
         return found, values.shape
 
     def written(self, values: Tensor) -> Tensor:

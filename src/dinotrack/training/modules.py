@@ -110,8 +110,11 @@ class DinoTrackerModule(L.LightningModule):
 
     @property
     def kind_of_step(self) -> tuple[object, ...]:
-        """What decides how much memory a step takes: the terms that count, and whether it searches."""
-        return self.in_batch is not None, *self.losses.active(self.global_step, self.steps)
+        """What decides how much memory a step of this fit takes: whether it searches, which pairs there are, which terms count."""
+        data = getattr(self.trainer, "datamodule", None)
+        tables = (data.store.refined, data.store.cycle) if isinstance(data, VideoDataModule) else ()
+        found = tuple(len(table) > 0 for table in tables)
+        return self.in_batch is not None, found, *self.losses.active(self.global_step, self.steps)
 
     def loss_of(self, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the terms that have started, logged."""
@@ -151,6 +154,7 @@ class DinoTrackerModule(L.LightningModule):
         return [] if present else [RebuildPairs()]
 
     def on_fit_start(self) -> None:
+        self.step_memory = StepMemory()  # another video's steps were others
         self.description = self.describe(self.data)
         for warning in idle_terms(self.losses, self.trainer.callbacks, self.steps):  # type: ignore[attr-defined]
             log.warning(warning)

@@ -251,15 +251,17 @@ def preprocessing_needs(job: Job, probe: Probe, start: float, room: float, devic
     frames, cells = job.frames, job.cells
     extracted = start + min(CHUNK, frames) * probe.feature_frame.bytes
     tokens, mixed = (float(frames * count) for count in job.passing)
+    stored = within(room - extracted - mixed, tokens / 2, tokens / 2, part=2)
+    spared = tokens - stored if extracted + tokens + mixed > room else 0.0
     yield Need(
         "features",
         both(frames * probe.feature_frame.seconds),
-        extracted + tokens + mixed,
-        tokens,
+        extracted + stored + spared + mixed,
+        spared,
         job.features,
         instead="tokens between its adapters will lie on disk",
         device=min(CHUNK, frames) * probe.feature_frame.device,
-        temporary=tokens if extracted + tokens + mixed > room else 0.0,
+        temporary=tokens - stored,
     )
     yield tracklets_need(job, probe, start, room, device_room)
     rows = min(
@@ -311,11 +313,11 @@ def tracklets_need(job: Job, probe: Probe, start: float, room: float, device_roo
     )
 
 
-def within(left: float, *wanted: float) -> float:
+def within(left: float, *wanted: float, part: int = PART) -> float:
     """What tensors take, one after the other, of the memory that is left: each all that it wants, or nothing and lies on disk."""
     start = left
     for count in wanted:
-        left -= count if count <= left / PART else 0.0
+        left -= count if count <= left / part else 0.0
     return start - left
 
 
@@ -336,7 +338,7 @@ def fit_needs(job: Job, probe: Probe, start: float, room: float) -> Iterator[Nee
         max(0.0, whole.bytes - short.bytes),
         instead="what a step keeps for its backward pass will lie on disk",
         device=whole.device,
-        temporary=0.0 if fits else short.disk,
+        temporary=0.0 if start + 2 * whole.bytes <= room else short.disk,  # the first steps leave much of it free
     )
     if job.rebuilds:
         again = job.rebuilds * (

@@ -107,7 +107,11 @@ def probe(data: VideoDataModule, module: DinoTrackerModule, *, queries: int = 64
     # The smaller ones first: what large ones leave in the heap would count as theirs.
     batches = [full_batch(features, images, count, data.batch) for count in COUNTS]
     short = [on_disk(module, batch, data.budget) for batch in batches]
-    whole = [whole_step(module, *each, data.budget) for each in zip(batches, short, strict=True)]
+    fits = all(each is None or each.bytes + each.disk <= data.budget.room() for each in short)
+    whole = [
+        train_step(module, batch) if fits or each is None else Cost(each.seconds, each.bytes + each.disk)
+        for batch, each in zip(batches, short, strict=True)
+    ]  # what the budget has no room for is known by the same step with a part on disk
     return Probe(
         tokens=(height, width),
         channels=channels,
@@ -139,13 +143,6 @@ def on_disk(module: DinoTrackerModule, batch: Batch, budget: Budget) -> Cost | N
         return train_step(module, batch, Budget(1, there))  # a plan makes no folder
     except DinotrackError:
         return None
-
-
-def whole_step(module: DinoTrackerModule, batch: Batch, short: Cost | None, budget: Budget) -> Cost:
-    """A step that keeps all in memory; one that the budget has no room for is known by the same step with a part on disk."""
-    if short is not None and short.bytes + short.disk > budget.room():
-        return Cost(short.seconds, short.bytes + short.disk)
-    return train_step(module, batch)
 
 
 def train_step(
