@@ -251,6 +251,18 @@ def counts() -> str:
     return "\n".join([*lines, taken, "", f"({note})"])
 
 
+def bounds() -> str:
+    """What a limit on memory costs where there is enough of it: rows of `benchmarks.run` before and after."""
+    before, after = (json.loads((RESULTS / f"bounds-{name}.json").read_text()) for name in ("before", "after"))
+    lines = ["| stage | size | before, s | after, s | ratio | before, MB | after, MB |", "|---" * 7 + "|"]
+    for old, new in zip(before, after, strict=True):
+        times = [f"{row['seconds']:.3g}" for row in (old, new)] + [f"{old['seconds'] / new['seconds']:.2f}"]
+        peaks = [f"{row['peak_mb']:.0f}" for row in (old, new)]
+        lines.append(f"| {' | '.join([old['stage'], old['size'], *times, *peaks])} |")
+    note = f"`python -m benchmarks.run STAGE --no-plain` in two clones, in turn; {where([*before, *after])}"
+    return "\n".join([*lines, "", f"({note})"])
+
+
 def throughput() -> str:
     """Points per second, by `python -m benchmarks.throughput`."""
     kept = json.loads((RESULTS / "throughput-M-cpu.json").read_text())
@@ -443,6 +455,7 @@ TABLES = {
         "plan 480p": plan_480p,
         "long tracklets": long_tracklets,
         "long step": long_step,
+        "bounds": bounds,
         "counts": counts,
     },
     "docs/chrono.md": {
