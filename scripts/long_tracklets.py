@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dinotrack.cache import Entry, build_or_load
 from dinotrack.growing import Rows
-from dinotrack.memory import Budget, Watch, held
+from dinotrack.memory import Budget, Watch, give_back_freed, held
 from dinotrack.spilling import LITTLE
 from dinotrack.structs import Tracklets
 from dinotrack.tracklets import build_tracklets
@@ -103,6 +103,7 @@ def build(frames: int, size: tuple[int, int], limit: str | float, folder: Path) 
 def build_short(folder: Path) -> dict[str, Any]:
     """Less than half as much memory as tracklets and positions would take at once."""
     frames, size = 150, (427, 238)
+    give_back_freed()  # by who ran before in this process
     return build(frames, size, held() + 3 * frames * size[0] * size[1] + 150e6, folder)
 
 
